@@ -1,0 +1,21 @@
+"""The few numbers the engine reports; the server maps them to its own metrics."""
+
+from __future__ import annotations
+
+
+class Telemetry:
+    """Does nothing; subclass to record. Called from several threads, so implementations must be thread-safe.
+
+    gauges      live, queued                       (streams)
+    counters    rejected, cancelled, failed, finished (streams), frames (80 ms each), illegal_ids
+    histogram   first_audio_s                      (seconds from submission to the first chunk)
+    """
+
+    def gauge(self, name: str, value: float) -> None:
+        """Set a gauge."""
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add to a counter."""
+
+    def observe(self, name: str, value: float) -> None:
+        """Add one observation to a histogram."""
