@@ -1,0 +1,153 @@
+"""Finding and loading a checkpoint: a local folder or a Hugging Face repository, safetensors only, strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..errors import ConfigError
+from ..text.parser import Encode
+from ..text.state_machine import TextTokens
+from .config import ModelConfig, load_model_config
+from .dia2 import Dia2
+
+DEFAULT_MIMI = "kyutai/mimi"
+_MANIFEST = "dia2_assets.json"  # optional: renames the parts of a published checkpoint
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "mimi/*"]
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where the parts of a checkpoint lie, and its parsed configuration."""
+
+    config: ModelConfig
+    weights: Path
+    tokenizer: Path  # folder
+    mimi: Path  # folder
+
+
+def resolve_folder(reference: str, what: str) -> Path:
+    """A local folder as it is, else a Hugging Face repository `owner/name[@revision]`, downloaded or from its cache.
+
+    Set HF_HUB_OFFLINE=1 to use the cache only. Raises ConfigError naming `what` and the reference.
+    """
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    repo, _, revision = reference.partition("@")
+    if repo.count("/") != 1 or reference.startswith((".", "/", "~")):
+        raise ConfigError(f"{what} {reference!r} is neither a folder nor a repository 'owner/name[@revision]'")
+    from huggingface_hub import snapshot_download
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
+    try:
+        path = snapshot_download(repo, revision=revision or None, allow_patterns=_FILES, local_files_only=offline)
+    except Exception as error:
+        raise ConfigError(f"{what} {reference!r} cannot be fetched: {type(error).__name__}: {error}") from None
+    return Path(path)
+
+
+def find_checkpoint(reference: str, mimi: str | None = None) -> CheckpointFiles:
+    """Locate config, weights, tokenizer and codec. `mimi` overrides where the codec comes from."""
+    folder = resolve_folder(reference, "checkpoint")
+    manifest: dict[str, str] = {}
+    if (folder / _MANIFEST).is_file():
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{folder / _MANIFEST}: not JSON: {error}") from None
+    config = load_model_config(folder / manifest.get("config", "config.json"))
+    tokenizer = manifest.get("tokenizer") or config.tokenizer
+    own_mimi = str(folder / "mimi") if (folder / "mimi").is_dir() else None
+    return CheckpointFiles(
+        config=config,
+        weights=folder / manifest.get("weights", "model.safetensors"),
+        tokenizer=resolve_folder(tokenizer, "tokenizer") if tokenizer else folder,
+        mimi=resolve_folder(mimi or own_mimi or manifest.get("mimi") or config.mimi or DEFAULT_MIMI, "mimi"),
+    )
+
+
+def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ConfigError naming every kind of disagreement between a file and what the model needs."""
+    problems = []
+    for label, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
+        if names:
+            problems.append(f"{label}: {_some(sorted(names))}")
+    wrong = [
+        f"{name} is {list(found[name])}, must be {list(shape)}"
+        for name, shape in sorted(expected.items())
+        if name in found and found[name] != shape
+    ]
+    if wrong:
+        problems.append(f"mis-shaped: {_some(wrong)}")
+    if problems:
+        raise ConfigError(f"{path}: {'; '.join(problems)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def load_strictly(module: nn.Module, path: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Fill a module built on the meta device from a safetensors file, tensor by tensor, straight to the device."""
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist")
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            check_tensors(path, expected, found)
+            state = {name: file.get_tensor(name).to(dtype) for name in expected}
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path}: not a readable safetensors file: {error}") from None
+    module.load_state_dict(state, assign=True)
+    module.to(device).eval().requires_grad_(False)
+
+
+def load_dia2(files: CheckpointFiles, *, device: torch.device, dtype: torch.dtype) -> Dia2:
+    """The language model with its weights on `device` in `dtype`."""
+    with torch.device("meta"):
+        model = Dia2(files.config)
+    load_strictly(model, files.weights, device=device, dtype=dtype)
+    return model
+
+
+def load_tokenizer(files: CheckpointFiles) -> tuple[Encode, TextTokens]:
+    """The encoder of words, and the ids that have a meaning of their own.
+
+    Raises ConfigError if the tokenizer cannot be read or has ids outside the model's text vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    config = files.config
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(files.tokenizer), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ConfigError(f"{files.tokenizer}: no usable tokenizer: {error}") from None
+    vocab: dict[str, int] = tokenizer.get_vocab()
+    largest = max(vocab.values())
+    if largest >= config.text_vocab:
+        raise ConfigError(f"{files.tokenizer}: id {largest} is outside the text vocabulary 0..{config.text_vocab - 1}")
+    tokens = TextTokens(
+        bos=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 1,
+        new_word=config.text_new_word,
+        pad=config.text_pad,
+        zero=config.text_zero,
+        spk1=vocab.get("[S1]", config.text_new_word),
+        spk2=vocab.get("[S2]", config.text_new_word),
+    )
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    return encode, tokens

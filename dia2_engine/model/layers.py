@@ -1,0 +1,77 @@
+"""Building blocks shared by the transformer and the depformer. Module names are the published key names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig
+
+Activation = Callable[[Tensor], Tensor]
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "swiglu": F.silu,
+    "gelu": F.gelu,
+    "geglu": F.gelu,
+    "relu": F.relu,
+    "linear": lambda x: x,
+}
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=False)
+
+
+def rope_table(head_dim: int, config: ModelConfig, positions: int) -> Tensor:
+    """cos and sin of the rotary angles, [positions, 2, head_dim]: the rotated halves repeat the same angles."""
+    # On the CPU explicitly: modules are built on the meta device, tables are not loaded.
+    fraction = 2.0 * torch.arange(head_dim // 2, device="cpu") / head_dim
+    ratio = config.rope_max_timescale / config.rope_min_timescale
+    inverse = 1.0 / (config.rope_min_timescale * ratio**fraction)
+    angles = torch.arange(positions, dtype=torch.float32, device="cpu")[:, None] * inverse[None, :].float()
+    angles = torch.cat([angles, angles], dim=-1)
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotary embedding of `x` [..., head_dim] by rows of `rope_table` [..., 2, head_dim] that broadcast to it."""
+    cos, sin = table.to(x.dtype).unbind(-2)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class GatedMlp(nn.Module):
+    """Two-branch gated MLP: `wo(f(gate) * g(up))`."""
+
+    def __init__(self, width: int, hidden: int, activations: tuple[str, str]) -> None:
+        super().__init__()
+        self.wi = linear(width, 2 * hidden)
+        self.wo = linear(hidden, width)
+        self.gate, self.up = (_ACTIVATIONS[name] for name in activations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.wi(x).chunk(2, dim=-1)
+        out: Tensor = self.wo(self.gate(gate) * self.up(up))
+        return out
+
+
+class TextEmbedding(nn.Module):
+    """Sum of the main and the second text stream's embeddings; a PAD in the second stream adds nothing."""
+
+    def __init__(self, vocab: int, width: int, pad: int, low_rank: int | None) -> None:
+        super().__init__()
+        inner = low_rank or width
+        self.pad = pad
+        self.embedding = nn.Embedding(vocab, inner)
+        self.main_proj = linear(inner, width)
+        self.second_proj = linear(inner, width)
+
+    def forward(self, main: Tensor, second: Tensor) -> Tensor:
+        shared = self.second_proj(self.embedding(second))
+        shared = shared.masked_fill((second == self.pad).unsqueeze(-1), 0.0)
+        out: Tensor = self.main_proj(self.embedding(main)) + shared
+        return out

@@ -1,0 +1,117 @@
+"""The main transformer: reads columns of text and audio ids, gives hidden states, action and codebook-0 logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig, StackConfig
+from .layers import GatedMlp, TextEmbedding, linear, rope_table, rotate
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys, over a cache that the caller owns."""
+
+    def __init__(self, stack: StackConfig, eps: float) -> None:
+        super().__init__()
+        self.stack = stack
+        self.q_proj = linear(stack.width, stack.query_heads * stack.head_dim)
+        self.k_proj = linear(stack.width, stack.kv_heads * stack.head_dim)
+        self.v_proj = linear(stack.width, stack.kv_heads * stack.head_dim)
+        self.o_proj = linear(stack.query_heads * stack.head_dim, stack.width)
+        self.q_norm = nn.RMSNorm(stack.head_dim, eps=eps)
+        self.k_norm = nn.RMSNorm(stack.head_dim, eps=eps)
+
+    def forward(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, where: Tensor, mask: Tensor) -> Tensor:
+        """Attend from `x` [R, N, width].
+
+        rope    [R, N, 1, 2, head_dim]
+        keys    [R, kv_heads, T, head_dim]: this layer's cache, written in place at `where` [R, N] (values alike)
+        mask    [R, 1, N, span]: what each column may see of the cache's first `span` rows, itself included
+        """
+        rows, columns, _ = x.shape
+        heads = (rows, columns, -1, self.stack.head_dim)
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)), rope)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)), rope)
+        v = self.v_proj(x).view(heads)
+        row = torch.arange(rows, device=x.device)[:, None, None]
+        head = torch.arange(self.stack.kv_heads, device=x.device)[None, None, :]
+        index = (row, head, where[:, :, None])
+        keys[index] = k
+        values[index] = v
+        span = mask.shape[-1]
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            keys[:, :, :span],
+            values[:, :, :span],
+            attn_mask=mask,
+            scale=1.0,
+            enable_gqa=self.stack.query_heads != self.stack.kv_heads,
+        )
+        projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(rows, columns, -1))
+        return projected
+
+
+class Layer(nn.Module):
+    def __init__(self, stack: StackConfig, eps: float) -> None:
+        super().__init__()
+        self.pre_norm = nn.RMSNorm(stack.width, eps=eps)
+        self.attn = Attention(stack, eps)
+        self.post_norm = nn.RMSNorm(stack.width, eps=eps)
+        self.mlp = GatedMlp(stack.width, stack.hidden, stack.activations)
+
+    def forward(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, where: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attn(self.pre_norm(x), rope, keys, values, where, mask)
+        out: Tensor = x + self.mlp(self.post_norm(x))
+        return out
+
+
+class Transformer(nn.Module):
+    """Published as `transformer.*`."""
+
+    rope: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        stack = config.decoder
+        self.audio_embeds = nn.ModuleList(
+            nn.Embedding(config.audio_vocab, stack.width) for _ in range(config.codebooks)
+        )
+        self.text_embed = TextEmbedding(config.text_vocab, stack.width, config.text_pad, config.text_low_rank)
+        self.layers = nn.ModuleList(Layer(stack, config.norm_eps) for _ in range(stack.layers))
+        self.norm = nn.RMSNorm(stack.width, eps=config.norm_eps)
+        self.action_head = linear(stack.width, config.actions)
+        self.cb0_head = linear(stack.width, config.audio_vocab)
+        table = rope_table(stack.head_dim, config, config.max_context_steps)
+        self.register_buffer("rope", table, persistent=False)
+
+    def forward(
+        self, columns: Tensor, positions: Tensor, where: Tensor, mask: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Hidden states [R, N, width] of R rows (branches of slots) of N columns each.
+
+        columns      [R, N, 2 + C] ids
+        positions    [R, N] for RoPE, below max_context_steps
+        where        [R, N] cache rows to write
+        mask         [R, 1, N, span], see `Attention`
+        keys, values [layers, R, kv_heads, T, head_dim], written in place
+        """
+        x = self.text_embed(columns[..., 0], columns[..., 1])
+        for codebook, embed in enumerate(self.audio_embeds):
+            x = x + embed(columns[..., 2 + codebook])
+        rope = self.rope[positions].unsqueeze(2)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rope, keys[index], values[index], where, mask)
+        out: Tensor = self.norm(x)
+        return out
+
+    def action_logits(self, hidden: Tensor) -> Tensor:
+        """float32 [..., actions]."""
+        logits: Tensor = self.action_head(hidden)
+        return logits.float()
+
+    def cb0_logits(self, hidden: Tensor) -> Tensor:
+        """float32 [..., audio_vocab]; BOS and PAD are in it and must be masked before anything else."""
+        logits: Tensor = self.cb0_head(hidden)
+        return logits.float()
