@@ -175,9 +175,7 @@ def _check(fields: _Fields, config: MimiConfig) -> None:
 
     require("head_dim", config.head_dim, config.head_dim % 2 == 0, "even, for RoPE")
     divides = config.heads % config.kv_heads == 0
-    require(
-        "num_key_value_heads", config.kv_heads, divides, f"a divisor of {config.heads} (num_attention_heads)"
-    )
+    require("num_key_value_heads", config.kv_heads, divides, f"a divisor of {config.heads} (num_attention_heads)")
     fewer = config.semantic_codebooks < config.codebooks
     require("num_semantic_quantizers", config.semantic_codebooks, fewer, f"less than {config.codebooks}")
     require(

@@ -77,9 +77,7 @@ class MimiDecoder(nn.Module):
         self.entries = nn.Buffer(_read_codebooks(weights, config, codebooks))
         self.offsets = nn.Buffer(torch.arange(codebooks) * config.codebook_size)
         self.upsample = Upsample(weights, config)
-        self.transformer = SlidingTransformer(
-            weights, config, pass_positions=_PASS_FRAMES * config.latent_stride
-        )
+        self.transformer = SlidingTransformer(weights, config, pass_positions=_PASS_FRAMES * config.latent_stride)
         self.waveform = WaveformDecoder(weights, config)
         self._history_size = sum(getattr(module, "state_size", 0) for module in self.modules())
 
@@ -99,9 +97,7 @@ class MimiDecoder(nn.Module):
         """
         config = load_mimi_config(folder / "config.json")
         if not 1 <= codebooks <= config.codebooks:
-            raise ConfigError(
-                f"{folder}: the model needs {codebooks} codebooks, the codec has {config.codebooks}"
-            )
+            raise ConfigError(f"{folder}: the model needs {codebooks} codebooks, the codec has {config.codebooks}")
         with WeightReader(folder / "model.safetensors") as weights:
             decoder = cls(config, codebooks, weights)
         decoder.to(device)
@@ -125,16 +121,12 @@ class MimiDecoder(nn.Module):
     def decode(self, codes: Tensor, state: MimiState, rows: Tensor) -> Tensor:
         """Decode the next T frames of some slots, and advance those slots only, in place.
 
-        `codes` int64 [B, codebooks, T] on the decoder's device, B and T >= 1; `rows` int64 [B], each row's slot,
-        none twice (but for one kept as scratch, whose rows are padding). Returns float32
+        `codes` int64 [B, codebooks, T] on the decoder's device, B and T >= 1; `rows` int64 [B], their slots,
+        none twice (but for one kept as scratch, for padding rows). Returns float32
         [B, T * frame_samples] in -1..1. Raises ValueError for other shapes.
         """
-        if (
-            codes.dim() != 3
-            or codes.shape[1] != self.codebooks
-            or 0 in codes.shape
-            or codes.dtype != torch.int64
-        ):
+        fits = codes.dim() == 3 and codes.shape[1] == self.codebooks and codes.numel() > 0
+        if not fits or codes.dtype != torch.int64:
             expected = f"int64 [B >= 1, {self.codebooks}, T >= 1]"
             raise ValueError(f"codes must be {expected}, got {codes.dtype} {list(codes.shape)}")
         if rows.shape != codes.shape[:1] or rows.dtype != torch.int64:
@@ -145,11 +137,7 @@ class MimiDecoder(nn.Module):
     def _decode(self, codes: Tensor, state: MimiState, rows: Tensor) -> Tensor:
         batch, _, frames = codes.shape
         ids = codes.transpose(1, 2) + self.offsets  # [B, T, K]
-        x = (
-            F.embedding_bag(ids.flatten(0, 1), self.entries, mode="sum")
-            .view(batch, frames, -1)
-            .to(self.dtype)
-        )
+        x = F.embedding_bag(ids.flatten(0, 1), self.entries, mode="sum").view(batch, frames, -1).to(self.dtype)
         history = History(state.history.index_select(0, rows))
         positions = state.positions.index_select(0, rows)
         x = self.upsample(x, history)

@@ -54,9 +54,7 @@ class History:
 class CausalConv(nn.Module):
     """[B, T, in] -> [B, T * stride, out]; `weight` is [kernel * in, stride * out], oldest input first."""
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor, *, kernel: int, dilation: int = 1, stride: int = 1
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, *, kernel: int, dilation: int = 1, stride: int = 1) -> None:
         super().__init__()
         self.weight = nn.Buffer(weight.contiguous())
         self.bias = nn.Buffer(bias.contiguous())
@@ -73,9 +71,7 @@ class CausalConv(nn.Module):
         return cls(weight.reshape(kernel * inputs, outputs), bias, kernel=kernel, dilation=dilation)
 
     @classmethod
-    def read_transposed(
-        cls, weights: WeightReader, key: str, inputs: int, outputs: int, stride: int
-    ) -> CausalConv:
+    def read_transposed(cls, weights: WeightReader, key: str, inputs: int, outputs: int, stride: int) -> CausalConv:
         """A transposed convolution of kernel 2 * stride, trimmed on the right."""
         weight = weights.take(f"{key}.conv.weight", inputs, outputs, 2 * stride).permute(0, 2, 1)
         now, before = weight.reshape(inputs, 2, stride * outputs).unbind(1)
@@ -108,9 +104,7 @@ class Upsample(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    def __init__(
-        self, weights: WeightReader, key: str, config: MimiConfig, channels: int, dilation: int
-    ) -> None:
+    def __init__(self, weights: WeightReader, key: str, config: MimiConfig, channels: int, dilation: int) -> None:
         super().__init__()
         inner, kernel = channels // config.compress, config.residual_kernel
         self.reduce = CausalConv.read(weights, f"{key}.block.1", channels, inner, kernel, dilation)

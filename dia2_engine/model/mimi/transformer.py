@@ -3,7 +3,7 @@
 Positions grow without bound. A slot's key for position p lies in ring cell p % ring, already rotated by p.
 The ring is larger than the window by the positions of one pass, so that writing a pass never overwrites a key
 that the pass itself still needs. Angles are computed in float64: RoPE is relative, but in float32 the
-rounding of p * frequency alone would shift them by thousandths of a radian after an hour, and more every hour.
+rounding of p * frequency alone would shift them by thousandths of a radian after an hour, and more each hour.
 """
 
 from __future__ import annotations
