@@ -15,7 +15,7 @@ ENVIRONMENT_PREFIX = "DIA2_"
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Everything a deployment chooses. What a request may choose is in `Request`; what the model is, in `ModelConfig`."""
+    """Everything a deployment chooses. What a request may choose is in `Request`, what the model is in `ModelConfig`."""
 
     checkpoint: str  # folder, or Hugging Face repository "owner/name[@revision]"
     mimi: str = ""  # codec folder or repository; empty: the checkpoint's own
@@ -65,9 +65,7 @@ class EngineConfig:
             raise ConfigError(f"voices is {self.voices!r}; that folder does not exist")
 
     @classmethod
-    def from_mapping(
-        cls, parameters: Mapping[str, str], environ: Mapping[str, str] = os.environ
-    ) -> EngineConfig:
+    def from_mapping(cls, parameters: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> EngineConfig:
         """Read settings given as text. A `DIA2_<NAME>` in the environment wins over the parameter.
 
         Empty text means "not given". Raises ConfigError naming field, value and what is allowed; names that are no

@@ -102,5 +102,5 @@ class Depformer(nn.Module):
             for index, layer in enumerate(self.layers):
                 x = layer(x, group, rope, cache[index], stage)
             # Rows of BOS and PAD are cut off: what is never a candidate can never be sampled.
-            weight = self.logits[stage].weight[: self.config.codec_vocab]
+            weight = self.logits.get_parameter(f"{stage}.weight")[: self.config.codec_vocab]
             previous = pick(stage + 1, F.linear(self.norm(x), weight).float())

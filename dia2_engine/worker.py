@@ -1,0 +1,187 @@
+"""Threads around the engine: callers submit and are answered through an ordered outbox.
+
+Three threads. The *engine* thread owns the device, the slots and the queue's end. The *delivery* thread calls the
+sinks, in order, so that a slow receiver never holds up a frame. The *watch* thread polls `is_cancelled` of every
+live or queued stream, off the engine thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from .config import EngineConfig
+from .engine import Engine, Stream
+from .errors import Cancelled, Dia2Error, InternalError, Unavailable
+from .telemetry import Telemetry
+from .types import Event, Failed, Finished, Request
+
+log = logging.getLogger(__name__)
+
+Sink = Callable[[Event], None]
+IsCancelled = Callable[[], bool]
+_POLL_S = 0.02
+
+
+class Worker:
+    """Serves requests from any thread. Construction loads everything and raises ConfigError if it cannot serve."""
+
+    def __init__(self, config: EngineConfig, telemetry: Telemetry | None = None) -> None:
+        self.telemetry = telemetry or Telemetry()
+        self.engine = Engine(config, self.telemetry)
+        self.sample_rate = self.engine.sample_rate
+        self.frame_samples = self.engine.frame_samples
+        self.voices = tuple(self.engine.voices)
+        self._capacity = config.slots + config.queue
+        self._run_ahead_s = config.run_ahead_s
+        self._wake = threading.Condition()
+        self._queued: deque[Stream] = deque()
+        self._open: dict[Stream, tuple[Sink, IsCancelled | None]] = {}
+        self._closing = False
+        self._outbox: queue.SimpleQueue[tuple[Sink, Event] | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=target, name=f"dia2-{name}", daemon=True)
+            for name, target in (("engine", self._run), ("delivery", self._deliver), ("watch", self._watch))
+        ]
+        self._report()
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, request: Request, sink: Sink, is_cancelled: IsCancelled | None = None) -> Stream:
+        """Validate, queue and return at once.
+
+        `sink` then gets the stream's events in order, from the delivery thread, ending with exactly one `Finished`
+        or `Failed`. `is_cancelled` is polled from the watch thread until then. Raises InvalidArgument or
+        Unavailable, in which case the sink is never called.
+        """
+        stream = self.engine.parse(request)
+        with self._wake:
+            if self._closing:
+                raise Unavailable("the server is shutting down")
+            if len(self._open) >= self._capacity:
+                self.telemetry.count("rejected")
+                raise Unavailable(f"all slots are busy and the queue is full ({len(self._open)} streams); try again")
+            self._open[stream] = (sink, is_cancelled)
+            self._queued.append(stream)
+            self._wake.notify_all()
+        self._report()
+        return stream
+
+    def close(self, deadline_s: float = 10.0) -> None:
+        """Cancel every stream, deliver their last events and join the threads within the deadline."""
+        end = time.monotonic() + deadline_s
+        with self._wake:
+            self._closing = True
+            for stream in self._open:
+                stream.cancel()
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                log.warning("thread %s did not end within %.1f s", thread.name, deadline_s)
+
+    # ---- engine thread
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._reap()
+                if self._closing and not self._open:
+                    break
+                due, wait_s = self._due()
+                if not due and not (self._queued and self.engine.has_free_slot):
+                    self._wake.wait(wait_s)
+                    continue
+                entering = self._queued.popleft() if self._queued and self.engine.has_free_slot else None
+            try:
+                # One new stream between frames, so that a burst of arrivals does not stall those that play.
+                if entering is not None:
+                    self._start(entering)
+                    due.append(entering)
+                self.engine.step([stream for stream in due if stream.slot >= 0], self._emit)
+            except Exception as error:
+                log.exception("a step failed; its streams end")
+                for stream in [s for s in due if not s.ended]:
+                    self.engine.fail(stream, InternalError(f"{type(error).__name__}: {error}"), self._emit)
+        self._outbox.put(None)
+
+    def _start(self, stream: Stream) -> None:
+        try:
+            self.engine.start(stream)
+        except Dia2Error as error:
+            self.engine.fail(stream, error, self._emit)
+        self._report()
+
+    def _reap(self) -> None:
+        for stream in [s for s in self._open if s.cancelled]:
+            if stream in self._queued:
+                self._queued.remove(stream)
+            self.engine.fail(stream, Cancelled("the request was cancelled"), self._emit)
+
+    def _due(self) -> tuple[list[Stream], float | None]:
+        """Live streams that may advance now, and how long until the next one may."""
+        now = time.monotonic()
+        due, wait_s = [], None
+        for stream in self.engine.live:
+            early_s = 0.0
+            if self._run_ahead_s and stream.first_audio_s is not None:
+                produced_s = (stream.sent_frames + len(stream.audio)) * self.engine.frame_s
+                early_s = produced_s - (now - stream.first_audio_s) - self._run_ahead_s
+            if early_s <= 0:
+                due.append(stream)
+            else:
+                wait_s = early_s if wait_s is None else min(wait_s, early_s)
+        return due, wait_s
+
+    def _emit(self, stream: Stream, event: Event) -> None:
+        """Put an event into the outbox; after a terminal one the stream is gone and says nothing more."""
+        if stream.ended:
+            return
+        with self._wake:
+            sink, _ = self._open[stream]
+            if isinstance(event, Finished | Failed):
+                stream.ended = True
+                del self._open[stream]
+        self._outbox.put((sink, event))
+        if isinstance(event, Finished):
+            self.telemetry.count("finished")
+        elif isinstance(event, Failed):
+            self.telemetry.count("cancelled" if isinstance(event.error, Cancelled) else "failed")
+        if stream.ended:
+            self.engine.release(stream)
+            self._report()
+
+    def _report(self) -> None:
+        live = len(self.engine.live)
+        self.telemetry.gauge("live", live)
+        self.telemetry.gauge("queued", len(self._queued))
+
+    # ---- the other threads
+
+    def _deliver(self) -> None:
+        while (item := self._outbox.get()) is not None:
+            sink, event = item
+            try:
+                sink(event)
+            except Exception:
+                log.exception("a sink raised; the event is lost")
+
+    def _watch(self) -> None:
+        while True:
+            with self._wake:
+                if self._closing:
+                    return
+                polled = [(stream, poll) for stream, (_, poll) in self._open.items() if poll is not None]
+            gone = False
+            for stream, poll in polled:
+                if not stream.cancelled and poll():
+                    stream.cancel()
+                    gone = True
+            with self._wake:
+                if gone:
+                    self._wake.notify_all()
+                self._wake.wait_for(lambda: self._closing, _POLL_S)
