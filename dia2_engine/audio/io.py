@@ -34,4 +34,5 @@ def load_clip(path: Path, sample_rate: int) -> NDArray[np.float32]:
 
 def pcm16(audio: NDArray[np.float32]) -> bytes:
     """Samples in -1..1 as signed 16-bit little-endian bytes; beyond full scale they are clipped."""
-    return np.rint(np.clip(audio, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+    pcm: NDArray[np.int16] = np.rint(np.clip(audio, -1.0, 1.0) * 32767.0).astype("<i2")
+    return pcm.tobytes()

@@ -31,7 +31,7 @@ class MimiState:
     """The decoding state of every slot, in tensors whose shapes and addresses never change."""
 
     history: Tensor  # [slots, N] past inputs of all convolutions
-    rings: Tensor  # [layers, slots, ring, 2 * kv_heads, head_dim]
+    rings: Tensor  # [layers, 2, slots, kv_heads, ring, head_dim] keys, values
     positions: Tensor  # [slots] int64, transformer positions so far
 
     def reset(self, slot: int) -> None:
@@ -61,7 +61,7 @@ class MimiState:
             raise ValueError(f"slot {slot} is outside 0..{self.positions.shape[0] - 1}")
         return {
             "history": self.history[slot],
-            "rings": self.rings[:, slot],
+            "rings": self.rings[:, :, slot],
             "positions": self.positions[slot],
         }
 
@@ -110,7 +110,7 @@ class MimiDecoder(nn.Module):
         """State of `slots` streams, each at its start."""
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
-        device, rings = self.entries.device, (self.config.layers, slots, *self.transformer.ring_shape)
+        device, rings = self.entries.device, (self.config.layers, 2, slots, *self.transformer.ring_shape)
         return MimiState(
             history=torch.zeros(slots, self._history_size, dtype=self.dtype, device=device),
             rings=torch.zeros(rings, dtype=self.dtype, device=device),

@@ -23,7 +23,7 @@ from .weights import WeightReader
 class Places:
     """Where the rows of one pass stand: B rows of T positions each."""
 
-    slots: Tensor  # [B, 1]
+    slots: Tensor  # [B]
     cells: Tensor  # [B, T] ring cells to write
     cos: Tensor  # [B, T, 1, head_dim]
     sin: Tensor  # same, negated in the first half
@@ -43,7 +43,7 @@ class Layer(nn.Module):
         def scale(name: str) -> Tensor:
             return weights.take(f"{key}.{name}.scale", width)
 
-        query = matrix("self_attn.q_proj", width, self.heads * dim)
+        query = matrix("self_attn.q_proj", width, self.heads * dim) * dim**-0.5  # the scores' scale
         keys = matrix("self_attn.k_proj", width, self.kv_heads * dim)
         values = matrix("self_attn.v_proj", width, self.kv_heads * dim)
         self.qkv = nn.Buffer(torch.cat((query, keys, values), dim=1))
@@ -59,7 +59,7 @@ class Layer(nn.Module):
         self.norm2_bias = nn.Buffer(weights.take(f"{key}.post_attention_layernorm.bias", width))
 
     def forward(self, x: Tensor, ring: Tensor, at: Places) -> Tensor:
-        """x [B, T, width]; ring [slots, ring, 2 * kv_heads, head_dim] is written in place."""
+        """x [B, T, width]; ring [2, slots, kv_heads, ring, head_dim] is written in place."""
         normed = F.layer_norm(x, x.shape[-1:], self.norm1, self.norm1_bias, self.eps)
         x = x + affine(self._attend(normed, ring, at), self.output)
         normed = F.layer_norm(x, x.shape[-1:], self.norm2, self.norm2_bias, self.eps)
@@ -67,16 +67,24 @@ class Layer(nn.Module):
 
     def _attend(self, x: Tensor, ring: Tensor, at: Places) -> Tensor:
         batch, steps, _ = x.shape
-        qkv = affine(x, self.qkv).view(batch, steps, self.heads + 2 * self.kv_heads, self.dim)
-        turning, values = torch.split(qkv, [self.heads + self.kv_heads, self.kv_heads], dim=2)
+        kv_heads, group = self.kv_heads, self.heads // self.kv_heads
+        qkv = affine(x, self.qkv).view(batch, steps, self.heads + 2 * kv_heads, self.dim)
+        turning, values = torch.split(qkv, [self.heads + kv_heads, kv_heads], dim=2)
         turned = torch.addcmul(turning * at.cos, turning.roll(self.dim // 2, dims=-1), at.sin)
-        query, keys = torch.split(turned, [self.heads, self.kv_heads], dim=2)
-        ring.index_put_((at.slots, at.cells), torch.cat((keys, values), dim=2))
-        keys, values = ring.index_select(0, at.slots[:, 0]).transpose(1, 2).chunk(2, dim=1)
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2), keys, values, attn_mask=at.mask, enable_gqa=self.heads != self.kv_heads
-        )
-        return attended.transpose(1, 2).reshape(batch, steps, -1)
+        queries, keys = torch.split(turned, [self.heads, kv_heads], dim=2)
+
+        written = torch.stack((keys, values), dim=2)  # [B, T, 2, kv_heads, head_dim]
+        ring.permute(1, 3, 0, 2, 4).index_put_((at.slots[:, None], at.cells), written)
+        keys, values = ring.index_select(1, at.slots).flatten(1, 2).unbind()  # [B * kv_heads, ring, head_dim]
+
+        # Plain products, one per row and head, and not the fused attention: on the CPU that one's rounding
+        # depends on the batch (see `affine`). The query heads of a group are queries of one key head.
+        queries = queries.reshape(batch, steps, kv_heads, group, self.dim).permute(0, 2, 3, 1, 4)
+        queries = queries.reshape(batch * kv_heads, group * steps, self.dim)
+        scores = torch.bmm(queries, keys.transpose(1, 2)).view(batch, self.heads, steps, -1)
+        weights = F.softmax(scores.add_(at.mask), dim=-1)
+        attended = torch.bmm(weights.view(batch * kv_heads, group * steps, -1), values)
+        return attended.view(batch, self.heads, steps, self.dim).transpose(1, 2).reshape(batch, steps, -1)
 
 
 class SlidingTransformer(nn.Module):
@@ -86,14 +94,15 @@ class SlidingTransformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(weights, config, index) for index in range(config.layers))
         self.window = config.window
-        self.ring_shape = (config.window - 1 + pass_positions, 2 * config.kv_heads, config.head_dim)
+        ring = config.window - 1 + pass_positions
+        self.ring_shape = (config.kv_heads, ring, config.head_dim)  # of a slot's keys, and of its values
         powers = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         # float32 first, as in the published model, whose frequencies are rounded to float32.
         self.frequencies = nn.Buffer((1.0 / config.rope_theta**powers).double())
-        self.cells = nn.Buffer(torch.arange(self.ring_shape[0]))
+        self.cells = nn.Buffer(torch.arange(ring))
 
     def forward(self, x: Tensor, rings: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
-        """rings [layers, slots, *ring_shape]; slots [B]; positions [B]: how many each row has behind it."""
+        """rings [layers, 2, slots, *ring_shape]; slots [B]; positions [B]: how many each row has behind it."""
         at = self._places(x, slots, positions)
         for layer, ring in zip(self.layers, rings, strict=True):
             x = layer(x, ring, at)
@@ -110,7 +119,7 @@ class SlidingTransformer(nn.Module):
         hidden = (behind < 0) | (behind >= self.window) | (held < 0)[:, None]
         mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill_(hidden, float("-inf"))
         return Places(
-            slots=slots[:, None],
+            slots=slots,
             cells=now % size,
             cos=torch.cat((cos, cos), dim=-1).to(x.dtype)[:, :, None],
             sin=torch.cat((-sin, sin), dim=-1).to(x.dtype)[:, :, None],
