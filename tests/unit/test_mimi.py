@@ -271,6 +271,37 @@ def test_the_config_says_sizes_and_rates(golden: MimiDecoder) -> None:
     assert (config.codebooks, config.codebook_size) == (8, 2048)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_streams_alike_eagerly_and_from_a_graph(golden: MimiDecoder) -> None:
+    """Three slots of four; a captured pass is replayed with other codes and other rows."""
+    streams, frame_samples = random_codes(golden, 3, 40), golden.config.frame_samples
+    expected = torch.stack([stream(golden, golden.new_state(1), 0, codes) for codes in streams])
+    decoder = MimiDecoder.load(GOLDEN, codebooks=8, device="cuda")
+    state, rows = decoder.new_state(4), torch.tensor([3, 0, 2], device="cuda")
+    eager = decoder.decode(streams[:, :, :20].cuda(), state, rows)
+    assert (eager.cpu() - expected[:, : 20 * frame_samples]).abs().max() < 1e-4
+
+    codes, voices = streams[:, :, 20:21].cuda(), [state.snapshot(int(slot)) for slot in rows]
+    warm_up = torch.cuda.Stream()
+    warm_up.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up):
+        decoder.decode(codes, state, rows)
+    torch.cuda.current_stream().wait_stream(warm_up)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        audio = decoder.decode(codes, state, rows)
+    rows.copy_(torch.tensor([1, 3, 0]))
+    for slot, voice in zip(rows.tolist(), voices, strict=True):
+        state.restore(slot, voice)
+    parts = []
+    for frame in range(20, 40):
+        codes.copy_(streams[:, :, frame : frame + 1])
+        graph.replay()
+        parts.append(audio.cpu())
+    assert (torch.cat(parts, dim=1) - expected[:, 20 * frame_samples :]).abs().max() < 1e-4
+
+
 # --- loading ---
 
 
