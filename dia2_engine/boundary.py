@@ -39,9 +39,9 @@ class DelayGrid:
         self.sample_from = np.asarray(sample_from, np.int64)  # [C]
         self.cells = np.full((len(delays), columns), UNFILLED, np.int64)  # [C, columns]
         for c, (delay, end) in enumerate(zip(self.delays, self.sample_from, strict=True)):
-            self.cells[c, :delay] = bos
+            self.cells[c, : max(delay, end)] = bos
             known = min(end, columns) - delay
-            if known > 0:
+            if known > 0 and prefix.shape[1]:
                 self.cells[c, delay : delay + known] = prefix[c, :known]
 
     def sampled(self, column: int) -> NDArray[np.bool_]:
@@ -139,9 +139,9 @@ class BoundaryStream:
         if prefix is None:
             empty = np.zeros((len(delays), 0), np.int64)
             self._forced_steps, self._word_steps, self._kick_step = 0, frozenset[int](), -1
-            self.grid = DelayGrid(delays, bos, empty, delays, limits.max_steps + 1)
+            # Column 0 is input: with a delay of 0 no step makes that codebook's frame 0, so frames begin at 1.
+            self.grid = DelayGrid(delays, bos, empty, [max(1, delay) for delay in delays], limits.max_steps + 1)
             self.step, self.text = 0, (machine.tokens.bos, machine.tokens.pad)
-            # Column 0 is input: with a delay of 0 there is no step that could make that codebook's frame 0.
             self.first_frame: int | None = int(min(delays) == 0)
             self.replay = np.zeros((0, 2 + len(delays)), np.int64)
         else:
