@@ -283,11 +283,8 @@ def test_cuda_streams_alike_eagerly_and_from_a_graph(golden: MimiDecoder) -> Non
     assert (eager.cpu() - expected[:, : 20 * frame_samples]).abs().max() < 1e-4
 
     codes, voices = streams[:, :, 20:21].cuda(), [state.snapshot(int(slot)) for slot in rows]
-    warm_up = torch.cuda.Stream()
-    warm_up.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warm_up):
-        decoder.decode(codes, state, rows)
-    torch.cuda.current_stream().wait_stream(warm_up)
+    decoder.decode(codes, state, rows)  # warms up: capturing must not be the first use of these shapes
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         audio = decoder.decode(codes, state, rows)
