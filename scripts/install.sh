@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Installs what the server runs on, pinned. Shared by scripts/launch_triton.sh and the Dockerfile.
+#
+#   install.sh --env DIR --device cpu|cuda [--reuse]
+#       Makes DIR: a virtual environment with an embedded Triton under DIR/triton. Quick when DIR is up to date.
+#       --reuse takes what the Python at hand already has (torch, transformers) and installs only what is missing.
+#   install.sh --container
+#       Installs into the Python of a Triton container image, which brings the server and its numpy.
+#
+# The Python is $PYTHON, or python3. Set PIP_NO_INDEX and PIP_FIND_LINKS to install from a folder of wheels.
+set -euo pipefail
+
+readonly TORCH=2.13.0
+readonly PYTRITON=0.7.0 # carries tritonserver 2.51 (24.10), its Python backend, and a stub per Python version
+readonly NUMPY=1.26.4   # what that stub was built for; numpy 2 makes it send empty tensors
+readonly CPU_INDEX=https://download.pytorch.org/whl/cpu
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+env='' device='' reuse=no container=no
+
+say() { printf 'install: %s\n' "$*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    --env) env=$2 && shift 2 ;;
+    --device) device=$2 && shift 2 ;;
+    --reuse) reuse=yes && shift ;;
+    --container) container=yes && shift ;;
+    *) die "unknown argument $1" ;;
+    esac
+done
+
+# Says what this machine lacks, before anything is downloaded.
+check_machine() {
+    local glibc
+    [[ $(uname -sm) == 'Linux x86_64' ]] || die "the embedded Triton is for Linux x86-64; use --docker here"
+    glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d' ' -f2) || true
+    [[ -n $glibc && $(printf '%s\n' 2.35 "$glibc" | sort -V | head -n1) == 2.35 ]] ||
+        die "the embedded Triton needs glibc 2.35 (Debian 12, Ubuntu 22.04) or later; this is ${glibc:-not glibc}. Use --docker."
+    "$python" - <<'PY' || exit 1
+import os, sys, sysconfig
+name = f"python3.{sys.version_info.minor}"
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit(f"install: {sys.executable} has no venv module; on Debian or Ubuntu: apt install {name}-venv")
+library = f"lib{name}.so.1.0"
+if not os.path.exists(os.path.join(sysconfig.get_config_var("LIBDIR"), library)):
+    sys.exit(f"install: {sys.executable} has no {library}; on Debian or Ubuntu: apt install lib{name}")
+PY
+}
+
+# What the environment was made from: if any of it changes, it is made anew.
+stamp() {
+    {
+        "$python" -c 'import sys; print(sys.version, sys.executable)'
+        echo "$root $env $device $reuse"
+        cat "${BASH_SOURCE[0]}" "$root/requirements.lock" "$root/pyproject.toml"
+    } | sha256sum
+}
+
+# The published dependencies, unpinned, from pyproject.toml.
+loose_requirements() {
+    "$python" - "$root/pyproject.toml" "$root/client/pyproject.toml" <<'PY'
+import sys, tomllib
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        print(*tomllib.load(file)["project"]["dependencies"], sep="\n")
+PY
+}
+
+pip() { "$env/bin/python" -m pip "$@"; }
+
+install_packages() {
+    if [[ $reuse == yes ]]; then
+        say "installing what $python lacks"
+        "$python" -m venv --system-site-packages "$env"
+        loose_requirements >"$env/requirements.txt"
+        pip install -qq -r "$env/requirements.txt" "numpy==$NUMPY"
+        return
+    fi
+    say "installing the locked packages into $env"
+    "$python" -m venv "$env"
+    # The lock is complete, so nothing may be resolved behind its back.
+    pip install -qq --no-deps -r "$root/requirements.lock"
+    say "installing torch $TORCH for $device"
+    if [[ $device == cuda ]]; then
+        pip install -qq -c "$root/requirements.lock" "torch==$TORCH"
+    else
+        # Plain "torch" from PyPI is the CUDA build, gigabytes that a CPU cannot use.
+        pip install -qq --no-deps "torch==$TORCH+cpu" 2>/dev/null ||
+            pip install -qq --no-deps --index-url "$CPU_INDEX" "torch==$TORCH"
+    fi
+}
+
+install_triton() {
+    local triton=$env/triton/pytriton/tritonserver version
+    say "fetching the embedded Triton (55 MB)"
+    # In a folder of its own and without its dependencies: as a package it would pin numpy and much else.
+    pip install -qq --no-deps --target "$env/triton" "nvidia-pytriton==$PYTRITON"
+    version=$("$python" -c 'import sys; print(f"3.{sys.version_info.minor}")')
+    cp "$triton/python_backend_stubs/$version/triton_python_backend_stub" "$triton/backends/python/"
+    chmod +x "$triton/bin/tritonserver" "$triton/backends/python/triton_python_backend_stub"
+}
+
+# What `pip install -e` would do, less its build step. Triton's Python ignores PYTHONPATH but reads .pth files.
+link_checkout() {
+    local site command module
+    site=$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    printf '%s\n' "$root" "$root/client" >"$site/stream-dia2.pth"
+    while read -r command module; do
+        printf '#!%s\nimport sys\n\nfrom %s import main\n\nsys.exit(main())\n' "$env/bin/python" "$module" >"$env/bin/$command"
+        chmod +x "$env/bin/$command"
+    done <<<$'dia2-say dia2_client.cli\ndia2-voice dia2_engine.voice.cli'
+}
+
+if [[ $container == yes ]]; then
+    # The image's Python is its own business to protect, and this image is ours.
+    export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1
+    grep -v '^numpy==' "$root/requirements.lock" >/tmp/requirements.lock
+    "$python" -m pip install --no-deps -r /tmp/requirements.lock
+    "$python" -m pip install -c /tmp/requirements.lock "torch==$TORCH"
+    rm /tmp/requirements.lock
+    exit
+fi
+
+[[ -n $env && $device =~ ^(cpu|cuda)$ ]] || die "--env DIR and --device cpu|cuda are required"
+mkdir -p "$(dirname "$env")"
+env=$(cd "$(dirname "$env")" && pwd)/$(basename "$env")
+exec 9>"$env.lock"
+flock 9 # two launches at once: the second waits and finds it done
+if [[ $(cat "$env/stamp" 2>/dev/null) != "$(stamp)" ]]; then
+    check_machine
+    [[ ! -e $env || -e $env/pyvenv.cfg ]] || die "$env exists and is no virtual environment"
+    rm -rf "$env"
+    install_packages
+    install_triton
+    link_checkout
+    stamp >"$env/stamp"
+fi

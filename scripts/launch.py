@@ -1,0 +1,221 @@
+"""What scripts/launch_triton.sh runs: installs, starts the server, waits until it is ready, and cleans up after it.
+
+Standard library only, since it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+# The settings, without dia2_engine/__init__.py: that imports torch, which is not installed yet.
+sys.modules["dia2_engine"] = types.ModuleType("dia2_engine")
+sys.modules["dia2_engine"].__path__ = [str(ROOT / "dia2_engine")]
+
+from dia2_engine.config import SETTING_NAMES, EngineConfig  # noqa: E402
+from dia2_engine.errors import ConfigError  # noqa: E402
+from scripts.supervisor import ProcessGroup, Signals, StartError, Stopped, TritonServer, free_ports  # noqa: E402
+
+IMAGE = "stream-dia2"
+EPILOG = """\
+examples:
+  %(prog)s                                          a demo server on the CPU (noise, not speech), until Ctrl-C
+  %(prog)s --say "[S1] Hello there." hello.wav      start, speak one line, stop
+  %(prog)s --checkpoint nari-labs/Dia2-2B           the real model (7.7 GB download; wants an NVIDIA GPU)
+  %(prog)s --checkpoint ./dia2 --voices ./voices --set slots=16 --set dtype=bfloat16
+  %(prog)s --http-port 0 --grpc-port 0 --metrics-port 0 --ready-file ready.json
+
+The first start makes an environment under --cache (1.4 GB for the CPU); later starts reuse it. Delete the folder
+to remove it. Every setting of the engine can be given as --set NAME=VALUE, or as DIA2_NAME in the environment.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 1 (failed), 2 (usage), or 128 + signal."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    environ = engine_environment(parser, args)
+    Signals.install()
+    try:
+        if args.docker:
+            return run_container(args, environ)
+        python, tritonserver = install(args)
+        if "DIA2_CHECKPOINT" not in environ:
+            environ["DIA2_CHECKPOINT"] = str(demo_checkpoint(python, args.cache))
+        return serve(args, python, tritonserver, environ)
+    except Stopped as stopped:
+        return 128 + stopped.number
+    except (StartError, subprocess.CalledProcessError) as error:
+        say(str(error))
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch_triton.sh",
+        description="Start a Triton server that streams the Dia2 text-to-speech model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_argument_group("what to serve")
+    model.add_argument("--checkpoint", metavar="DIR|REPO", help="a folder, or a Hugging Face repository OWNER/NAME "
+                       "(default: a small random demo checkpoint, which makes noise)")  # fmt: skip
+    model.add_argument("--voices", metavar="DIR", help="folder of voices (default: the examples in voices/)")
+    model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    model.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+                       help=f"any engine setting: {', '.join(SETTING_NAMES)}")  # fmt: skip
+
+    where = parser.add_argument_group("where to serve it")
+    where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        where.add_argument(f"--{name}-port", type=int, default=port, metavar="N", help=f"default {port}; 0: any free")
+    where.add_argument("--ready-file", type=Path, metavar="FILE", help="write the addresses there as JSON, once ready")
+
+    what = parser.add_argument_group("what to do")
+    what.add_argument("--say", nargs=2, metavar=("TEXT", "OUT.wav"), help="speak one line, then stop")
+    what.add_argument("--docker", action="store_true", help=f"run the container {IMAGE} instead, building it if needed")
+
+    install = parser.add_argument_group("installation (also: PYTHON=/path/to/python3.12 in the environment)")
+    install.add_argument("--cache", type=Path, default=ROOT / ".cache", metavar="DIR", help="default: .cache here")
+    install.add_argument("--reuse", action="store_true", help="use the packages that this Python already has (torch, "
+                         "transformers, ...) and install only what is missing")  # fmt: skip
+    install.add_argument("--tritonserver", type=Path, metavar="PATH", help="use this server and this Python as they "
+                         "are, and install nothing (the container does)")  # fmt: skip
+    install.add_argument("--log", type=Path, metavar="FILE", help="the server's log; - for standard error "
+                         "(default: tritonserver-PORT.log in the cache)")  # fmt: skip
+    return parser
+
+
+def engine_environment(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
+    """This process's environment plus the engine settings that the options stand for."""
+    environ = dict(os.environ)
+    for setting in args.settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in SETTING_NAMES:
+            parser.error(f"--set {setting}: not NAME=VALUE with a known NAME ({', '.join(SETTING_NAMES)})")
+        environ[f"DIA2_{name.upper()}"] = value
+    if args.checkpoint:
+        folder = Path(args.checkpoint).expanduser()
+        environ["DIA2_CHECKPOINT"] = str(folder.resolve()) if folder.is_dir() else args.checkpoint
+    if args.voices:
+        environ["DIA2_VOICES"] = str(Path(args.voices).expanduser().resolve())
+    environ.setdefault("DIA2_VOICES", str(ROOT / "voices"))
+    if args.device != "auto":
+        environ["DIA2_DEVICE"] = args.device
+    if args.device == "cpu":
+        environ["CUDA_VISIBLE_DEVICES"] = ""  # else Triton starts an instance per GPU
+    try:
+        EngineConfig.from_mapping({"checkpoint": "demo"}, environ)
+    except ConfigError as error:
+        parser.error(str(error))
+    if args.docker and (args.say or args.tritonserver or args.ready_file):
+        parser.error("--docker goes with neither --say, --tritonserver nor --ready-file")
+    return environ
+
+
+def install(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The Python and the tritonserver to run, installed if need be."""
+    if args.tritonserver:
+        return Path(sys.executable), args.tritonserver
+    has_gpu = args.device != "cpu" and Path("/dev/nvidiactl").exists()
+    device = "cuda" if has_gpu or args.device == "cuda" else "cpu"
+    env = args.cache.resolve() / f"env-py3.{sys.version_info.minor}-{device}"
+    command = [ROOT / "scripts/install.sh", "--env", env, "--device", device, *(["--reuse"] if args.reuse else [])]
+    ProcessGroup.run(command, {**os.environ, "PYTHON": sys.executable})
+    return env / "bin/python", env / "triton/pytriton/tritonserver/bin/tritonserver"
+
+
+def demo_checkpoint(python: Path, cache: Path) -> Path:
+    """A small random checkpoint, made once per version of the script that makes it."""
+    script = ROOT / "scripts/make_demo_checkpoint.py"
+    folder = cache.resolve() / f"demo-checkpoint-{hashlib.sha256(script.read_bytes()).hexdigest()[:8]}"
+    if not folder.exists():
+        unfinished = folder.with_suffix(f".{os.getpid()}")
+        try:
+            ProcessGroup.run([python, script, unfinished], os.environ)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    say("no --checkpoint: serving the random demo checkpoint. It makes NOISE, NOT SPEECH; the real model is")
+    say("  --checkpoint nari-labs/Dia2-2B")
+    return folder
+
+
+def serve(args: argparse.Namespace, python: Path, tritonserver: Path, environ: dict[str, str]) -> int:
+    """Run the server until it is told to stop, or has said the one line."""
+    ports = {name: getattr(args, f"{name}_port") for name in ("http", "grpc", "metrics")}
+    log = args.log or args.cache.resolve() / f"tritonserver-{ports['http'] or os.getpid()}.log"
+    with TritonServer(python, tritonserver, ROOT / "model_repository", args.host, environ, log) as server:
+        server.start(ports)
+        server.wait_ready()
+        if args.ready_file:
+            unfinished = args.ready_file.with_suffix(".tmp")
+            unfinished.write_text(json.dumps({**server.addresses, "pid": server.pid}))
+            unfinished.rename(args.ready_file)
+        if args.say:
+            text, output = args.say
+            client = [python, "-m", "dia2_client", "--url", server.addresses["grpc"], "-o", output, "--", text]
+            return ProcessGroup.run(client, environ, check=False)
+        explain(server.addresses, python.parent)
+        raise StartError(server.wait())
+
+
+def explain(addresses: dict[str, str], bin_folder: Path) -> None:
+    """Print how to call the server."""
+    print(f"""
+Ready. Call it with the client
+
+    {bin_folder / "dia2-say"} --url {addresses["grpc"]} "[S1] Hello there." -o hello.wav
+
+over HTTP (one JSON object per chunk)
+
+    curl -N http://{addresses["http"]}/v2/models/dia2_stream/generate_stream -d '{{"TEXT": "[S1] Hello there."}}'
+
+measure it (perf_analyzer comes with: pip install tritonclient==2.47.0)
+
+    perf_analyzer -m dia2_stream -i grpc --streaming -u {addresses["grpc"]} --shape TEXT:1 --string-data "Hello there."
+
+and watch it at http://{addresses["metrics"]}/metrics. Ctrl-C stops it.
+""", flush=True)  # fmt: skip
+
+
+def run_container(args: argparse.Namespace, environ: dict[str, str]) -> int:
+    """Run the Docker image with the same settings; docker itself forwards signals and cleans up."""
+    if not shutil.which("docker"):
+        raise StartError("docker is not installed, or not on the PATH")
+    if subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True).returncode:
+        say(f"building the image {IMAGE} (once; the base image is large)")
+        ProcessGroup.run(["docker", "build", "-t", IMAGE, ROOT], environ)
+    command = ["docker", "run", "--rm", "--init"]
+    if args.device == "cuda" or (args.device == "auto" and Path("/dev/nvidiactl").exists()):
+        command += ["--gpus", "all"]
+    for name, inside in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        port = getattr(args, f"{name}_port") or free_ports(1)[0]
+        command += ["-p", f"{args.host}:{port}:{inside}"]
+    for name in SETTING_NAMES:
+        value = environ.get(f"DIA2_{name.upper()}", "")
+        if name in ("checkpoint", "mimi", "voices") and Path(value).is_dir() and value:
+            command += ["-v", f"{Path(value).resolve()}:/mnt/{name}:ro"]
+            value = f"/mnt/{name}"
+        if value:
+            command += ["-e", f"DIA2_{name.upper()}={value}"]
+    os.execvp("docker", [*command, IMAGE])  # noqa: S606
+
+
+def say(line: str) -> None:
+    """One line to the person who watches."""
+    print(f"launch_triton: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

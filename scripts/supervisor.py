@@ -1,0 +1,249 @@
+"""Child processes that never outlive us: a process group that is killed as a whole, and a tritonserver in one."""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+DRAIN_S = 5  # after SIGTERM, streams that still run may take this long to end
+STOP_DEADLINE_S = DRAIN_S + 10  # and then the models have this long to unload, before the group is killed
+POLL_S = 0.05
+PROGRESS_S = 5.0
+FREE_PORT_ATTEMPTS = 5
+PR_SET_PDEATHSIG = 1
+
+
+class StartError(Exception):
+    """The server cannot run; the message says why and where to look."""
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. Not an `Exception`: nothing but cleaning up may handle it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """Remembers SIGINT and SIGTERM. A handler that raised could lose a child between its start and its bookkeeping."""
+
+    received: ClassVar[list[int]] = []
+
+    @classmethod
+    def install(cls) -> None:
+        """From now on, `nap` raises what used to end the process."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: cls.received.append(number))
+
+    @classmethod
+    def nap(cls) -> None:
+        """Sleep a moment; raises Stopped if a signal has come. Every wait of the launcher is a loop of these."""
+        time.sleep(POLL_S)
+        if cls.received:
+            raise Stopped(cls.received[0])
+
+
+class ProcessGroup:
+    """A command in a session of its own, so that all it starts can be ended at once, and Ctrl-C reaches only us."""
+
+    def __init__(self, command: Sequence[str | Path], environ: Mapping[str, str], log: int | None = None) -> None:
+        self._process = subprocess.Popen(
+            command, env=environ, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
+        )
+        self.pid = self._process.pid
+
+    @classmethod
+    def run(cls, command: Sequence[str | Path], environ: Mapping[str, str], check: bool = True) -> int:
+        """Run to the end and return the exit status; raises CalledProcessError for a bad one if `check`."""
+        group = cls(command, environ)
+        try:
+            status = group.wait()
+        except BaseException:
+            group.kill()
+            raise
+        if check and status:
+            raise subprocess.CalledProcessError(status, [str(part) for part in command])
+        return status
+
+    def poll(self) -> int | None:
+        """The exit status, or None while it runs."""
+        return self._process.poll()
+
+    def wait(self) -> int:
+        """Wait for its end, and return the exit status. Raises Stopped."""
+        while (status := self._process.poll()) is None:
+            Signals.nap()
+        return status
+
+    def terminate(self, deadline_s: float) -> None:
+        """Ask it to end, wait for that until the deadline (or a second signal), then kill what is left."""
+        self._process.terminate()
+        deadline_at_s = time.monotonic() + deadline_s
+        signals = len(Signals.received)
+        while self._process.poll() is None and time.monotonic() < deadline_at_s and len(Signals.received) == signals:
+            time.sleep(POLL_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End every process of the group at once, and see them gone."""
+        deadline_s = time.monotonic() + 5
+        try:
+            while time.monotonic() < deadline_s:
+                os.killpg(self.pid, signal.SIGKILL)
+                self._process.poll()
+                time.sleep(0.01)
+        except ProcessLookupError:
+            pass
+
+
+class TritonServer:
+    """One tritonserver; leaving the `with` ends it, with every process and shared-memory file of it."""
+
+    def __init__(
+        self, python: Path, tritonserver: Path, models: Path, host: str, environ: Mapping[str, str], log: Path
+    ) -> None:
+        self._tritonserver = tritonserver
+        self._models = models
+        self._host = host
+        self._log = log
+        self._shm_prefix = f"stream-dia2-{os.getpid()}-"
+        self._group: ProcessGroup | None = None
+        self._ready = False
+        self.addresses: dict[str, str] = {}
+        # The backend's stub embeds the Python that comes first on the PATH, and needs its shared library.
+        libdir = subprocess.check_output(
+            [python, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"], text=True
+        ).strip()
+        libraries = os.pathsep.join(filter(None, [libdir, environ.get("LD_LIBRARY_PATH")]))
+        path = f"{python.parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
+        self._environ = {**environ, "PATH": path, "LD_LIBRARY_PATH": libraries}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._group is not None:
+            # Before it is ready there is nothing to drain, and it would load its models to the end first.
+            self._group.terminate(STOP_DEADLINE_S if self._ready else 0)
+            self._remove_shared_memory()
+
+    @property
+    def pid(self) -> int:
+        """The server's process id, which is also its process group."""
+        assert self._group is not None
+        return self._group.pid
+
+    def start(self, ports: Mapping[str, int]) -> None:
+        """Start it on the given ports; 0 is any free one. Raises StartError if one is taken."""
+        self._ports = dict(ports)
+        for name, port in ports.items():
+            if port and not _is_free(self._host, port):
+                raise StartError(f"port {port} is taken; choose another with --{name}-port, or 0 for any free one")
+        free = iter(free_ports(3, self._host))
+        chosen = {name: port or next(free) for name, port in ports.items()}
+        shown = "127.0.0.1" if self._host == "0.0.0.0" else self._host  # noqa: S104
+        self.addresses = {name: f"{shown}:{port}" for name, port in chosen.items()}
+        command: list[str | Path] = [
+            self._tritonserver,
+            f"--model-repository={self._models}",
+            f"--backend-directory={self._tritonserver.parent.parent / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--exit-timeout-secs={DRAIN_S}",
+            "--disable-auto-complete-config",  # config.pbtxt is complete; guessing would load the model's code twice
+        ]
+        for name, port in chosen.items():
+            command += [f"--{name}-address={self._host}", f"--{name}-port={port}"]
+        if str(self._log) == "-":
+            self._group = ProcessGroup(command, self._environ)
+            return
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("wb") as log:
+            self._group = ProcessGroup(command, self._environ, log.fileno())
+
+    def wait_ready(self) -> None:
+        """Wait until the model answers. Raises StartError, with the end of the log, if the server gives up."""
+        assert self._group is not None
+        started_s = said_s = time.monotonic()
+        attempts = 1
+        while not self._answers():
+            if self._group.poll() is not None:
+                self._remove_shared_memory()
+                # Another process may take a free port while the model loads.
+                if "already in use" in self._log_text() and attempts < FREE_PORT_ATTEMPTS:
+                    attempts += 1
+                    self.start(self._ports)
+                else:
+                    raise StartError(self._describe_end())
+            if time.monotonic() - said_s >= PROGRESS_S:
+                said_s = time.monotonic()
+                print(f"launch_triton: loading ... {said_s - started_s:.0f} s", file=sys.stderr, flush=True)
+            Signals.nap()
+        self._ready = True
+        print(f"launch_triton: ready after {time.monotonic() - started_s:.1f} s", file=sys.stderr, flush=True)
+
+    def wait(self) -> str:
+        """Wait for the server to end by itself, and say how it did."""
+        assert self._group is not None
+        self._group.wait()
+        return self._describe_end()
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection(self.addresses["http"], timeout=2)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _describe_end(self) -> str:
+        assert self._group is not None
+        lines = self._log_text().splitlines()
+        telling = [line for line in lines if "failed to load" in line or "already in use" in line] or lines[-20:]
+        shown = "".join(f"  {line}\n" for line in telling).replace("\\n", "\n  ")  # Triton escapes tracebacks
+        return f"the server ended with status {self._group.poll()}\n{shown}The whole log: {self._log}"
+
+    def _log_text(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.is_file() else ""
+
+    def _remove_shared_memory(self) -> None:
+        for leftover in Path("/dev/shm").glob(f"{self._shm_prefix}*"):  # noqa: S108
+            leftover.unlink(missing_ok=True)
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Ports that nobody uses, below the range the kernel hands out by itself, so that they stay free for a while."""
+    candidates = (random.randrange(20_000, 32_000) for _ in iter(int, None))  # noqa: S311
+    ports: list[int] = []
+    while len(ports) < count:
+        port = next(candidates)
+        if port not in ports and _is_free(host, port):
+            ports.append(port)
+    return ports
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _die_with_parent() -> None:
+    """In the child: be sent SIGTERM when the launcher dies without a chance to clean up."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
