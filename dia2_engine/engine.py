@@ -269,6 +269,12 @@ class Engine:
         )
         stream.slot = slot
         self.slots[slot] = stream
+        self._stage_inert(stream)
+
+    def _stage_inert(self, stream: Stream) -> None:
+        """While a stream takes no step, its row writes where its next step will: nothing it has seen is touched."""
+        boundary = stream.boundary
+        self.runner.buffers.where.host[stream.slot] = boundary.step + boundary.cache_shift
 
     def release(self, stream: Stream) -> None:
         """Free a stream's slot; what it leaves there is inert."""
@@ -299,7 +305,6 @@ class Engine:
             if self._guarded(stream, emit, self.guard.columns, column):
                 buffers.columns.host[slot] = column
                 buffers.positions.host[slot] = boundary.step
-                buffers.where.host[slot] = boundary.step + boundary.cache_shift
                 staged.append(stream)
         if staged:
             slots = [stream.slot for stream in staged]
@@ -340,6 +345,7 @@ class Engine:
             used = ids[boundary.grid.sampled(boundary.step + 1)]
             if self._guarded(stream, emit, self.guard.sampled, used):
                 boundary.take_codes(ids)
+                self._stage_inert(stream)
 
     def _decode(self, streams: list[Stream], emit: Emit) -> None:
         """Decode the frames that have become complete, one of every stream at a time, and send what makes a chunk."""

@@ -112,8 +112,10 @@ class Worker:
     def _start(self, stream: Stream) -> None:
         try:
             self.engine.start(stream)
-        except Dia2Error as error:
-            self.engine.fail(stream, error, self._emit)
+        except Exception as error:
+            log.exception("a stream failed to start")
+            failure = error if isinstance(error, Dia2Error) else InternalError(f"{type(error).__name__}: {error}")
+            self.engine.fail(stream, failure, self._emit)
         self._report()
 
     def _reap(self) -> None:

@@ -1,0 +1,250 @@
+"""Threads around the engine: exactly one terminal event on every path, cancellation, a full queue, closing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dia2_engine import (
+    AudioChunk,
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    InternalError,
+    InvalidArgument,
+    Request,
+    Telemetry,
+    Unavailable,
+    Worker,
+)
+from dia2_engine.engine import Stream
+from tests.support import LINE, Collector, audio_of, make_config, make_engine, speak
+
+WAIT_S = 60.0
+
+
+class Metrics(Telemetry):
+    """Keeps what is reported, and lets a test wait for a gauge."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self.observed: list[float] = []
+        self._changed = threading.Condition()
+
+    def gauge(self, name: str, value: float) -> None:
+        with self._changed:
+            self.values[name] = value
+            self._changed.notify_all()
+
+    def count(self, name: str, n: int = 1) -> None:
+        with self._changed:
+            self.values[name] = self.values.get(name, 0) + n
+            self._changed.notify_all()
+
+    def observe(self, name: str, value: float) -> None:
+        self.observed.append(value)
+
+    def wait(self, **wanted: float) -> None:
+        with self._changed:
+            found = self._changed.wait_for(lambda: wanted.items() <= self.values.items(), WAIT_S)
+        assert found, (wanted, self.values)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def worker(metrics: Metrics) -> Iterator[Worker]:
+    worker = Worker(make_config(slots=2, queue=2), metrics)
+    yield worker
+    worker.close(WAIT_S)
+    assert not any(thread.is_alive() for thread in worker._threads)
+
+
+class Gate(Collector):
+    """A sink that can hold the delivery thread at the first chunk, so that a test acts in mid-stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        self.first.set()
+
+
+LONG = "[S1] " + "hello " * 60
+
+
+def test_streams_equal_the_engines_own(worker: Worker, metrics: Metrics) -> None:
+    engine = make_engine(slots=1)
+    requests = [Request(LINE, seed=seed) for seed in range(4)]
+    sinks = [Collector() for _ in requests]
+    for request, sink in zip(requests, sinks, strict=True):
+        worker.submit(request, sink)
+    for request, sink in zip(requests, sinks, strict=True):
+        _, events = speak(engine, request)
+        assert sink.wait()[-1] == events[-1]
+        np.testing.assert_allclose(audio_of(sink.events), audio_of(events), rtol=0, atol=1e-5)
+    metrics.wait(live=0, queued=0, finished=4)
+    assert len(metrics.observed) == 4
+    assert metrics.values["frames"] * worker.frame_samples == sum(len(audio_of(s.events)) for s in sinks)
+
+
+def test_a_full_worker_rejects_at_once_and_recovers(worker: Worker, metrics: Metrics) -> None:
+    sinks = [Collector() for _ in range(4)]
+    streams = [worker.submit(Request(LONG, seed=1), sink) for sink in sinks]
+    rejected = Collector()
+    with pytest.raises(Unavailable, match="queue is full"):
+        worker.submit(Request(LINE), rejected)
+    assert rejected.events == []
+    for stream in streams:
+        stream.cancel()
+    for sink in sinks:
+        sink.wait()
+    metrics.wait(live=0, queued=0, rejected=1)
+    again = Collector()
+    worker.submit(Request(LINE, seed=1), again)
+    assert isinstance(again.wait()[-1], Finished)
+
+
+def test_bad_requests_never_reach_the_sink(worker: Worker) -> None:
+    sink = Collector()
+    with pytest.raises(InvalidArgument):
+        worker.submit(Request("", seed=1), sink)
+    assert sink.events == []
+
+
+def test_cancel_before_first_audio_in_mid_stream_and_in_the_queue(worker: Worker, metrics: Metrics) -> None:
+    running, starting, queued = Gate(), Collector(), Collector()
+    first = worker.submit(Request(LONG, seed=1), running)
+    assert running.first.wait(WAIT_S)
+    second = worker.submit(Request(LONG, seed=2), starting)
+    second.cancel()
+    blocker = worker.submit(Request(LONG, seed=3), Collector())
+    third = worker.submit(Request(LONG, seed=4), queued)
+    third.cancel()
+    for sink in (starting, queued):
+        failure = sink.wait()[-1]
+        assert isinstance(failure, Failed)
+        assert isinstance(failure.error, Cancelled)
+    first.cancel()
+    events = running.wait()
+    assert any(isinstance(event, AudioChunk) for event in events)
+    assert isinstance(events[-1], Failed)
+    blocker.cancel()
+    metrics.wait(live=0, queued=0, cancelled=4)
+
+
+def test_polled_cancellation_ends_live_and_queued_streams(worker: Worker, metrics: Metrics) -> None:
+    gone = threading.Event()
+    sinks = [Gate() for _ in range(3)]
+    for sink in sinks:
+        worker.submit(Request(LONG, seed=1), sink, is_cancelled=gone.is_set)
+    assert sinks[0].first.wait(WAIT_S)
+    gone.set()
+    for sink in sinks:
+        assert isinstance(sink.wait()[-1], Failed)
+    metrics.wait(live=0, queued=0, cancelled=3)
+
+
+def test_cancel_after_the_end_is_nothing(worker: Worker, metrics: Metrics) -> None:
+    sink = Collector()
+    stream = worker.submit(Request("[S1] a", seed=1), sink)
+    assert isinstance(sink.wait()[-1], Finished)
+    stream.cancel()
+    again = Collector()
+    worker.submit(Request("[S1] a", seed=1), again)
+    again.wait()
+    assert "cancelled" not in metrics.values
+
+
+def test_a_defect_in_a_step_fails_its_streams_and_the_worker_goes_on(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(rows: int) -> None:
+        raise RuntimeError("the device is on fire")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.engine.runner, "transform", explode)
+        sink = Collector()
+        worker.submit(Request(LINE, seed=1), sink)
+        failure = sink.wait()[-1]
+    assert isinstance(failure, Failed)
+    assert isinstance(failure.error, InternalError)
+    again = Collector()
+    worker.submit(Request(LINE, seed=1), again)
+    assert isinstance(again.wait()[-1], Finished)
+
+
+def test_a_defect_in_starting_fails_only_that_stream(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Gate()
+    worker.submit(Request(LINE, seed=1), running)
+    assert running.first.wait(WAIT_S)
+    start = worker.engine.start
+
+    def start_or_explode(stream: Stream) -> None:
+        if stream.seed == 666:
+            raise RuntimeError("no such slot")
+        start(stream)
+
+    monkeypatch.setattr(worker.engine, "start", start_or_explode)
+    broken = Collector()
+    worker.submit(Request(LINE, seed=666), broken)
+    failure = broken.wait()[-1]
+    assert isinstance(failure, Failed)
+    assert isinstance(failure.error, InternalError)
+    assert isinstance(running.wait()[-1], Finished)
+
+
+def test_a_sink_that_raises_disturbs_nobody(worker: Worker) -> None:
+    def bad(event: Event) -> None:
+        raise ValueError("receiver is broken")
+
+    good = Collector()
+    worker.submit(Request(LINE, seed=1), bad)
+    worker.submit(Request(LINE, seed=2), good)
+    assert isinstance(good.wait()[-1], Finished)
+
+
+def test_closing_ends_every_stream_once_and_refuses_new_ones(metrics: Metrics) -> None:
+    worker = Worker(make_config(slots=2, queue=4), metrics)
+    sinks = [Gate() for _ in range(5)]
+    for sink in sinks:
+        worker.submit(Request(LONG, seed=1), sink)
+    assert sinks[0].first.wait(WAIT_S)
+    worker.close(WAIT_S)
+    assert all(isinstance(sink.events[-1], Failed) for sink in sinks)
+    with pytest.raises(Unavailable, match="shutting down"):
+        worker.submit(Request(LINE), Collector())
+    assert metrics.values["live"] == metrics.values["queued"] == 0
+
+
+def test_generation_runs_ahead_of_playback_only_so_far(metrics: Metrics) -> None:
+    """What has been produced never exceeds what could have been played by more than the bound and one chunk."""
+    import time
+
+    run_ahead_s = 0.4
+    worker = Worker(make_config(slots=1, run_ahead_s=run_ahead_s, max_chunk_frames=1), metrics)
+    produced: list[tuple[float, float]] = []  # when, seconds of audio so far
+    sent = worker._emit
+
+    def watch(stream: Stream, event: Any) -> None:
+        if isinstance(event, AudioChunk):
+            produced.append((time.monotonic(), (event.first_frame + 1) * worker.engine.frame_s))
+        sent(stream, event)
+
+    worker._emit = watch  # type: ignore[method-assign]
+    sink = Collector()
+    worker.submit(Request(LINE, seed=1, max_seconds=1.2), sink)
+    sink.wait()
+    worker.close(WAIT_S)
+    start = produced[0][0]
+    assert all(audio_s - (when - start) <= run_ahead_s + 2 * worker.engine.frame_s for when, audio_s in produced)
