@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ ENVIRONMENT_PREFIX = "DIA2_"
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Everything a deployment chooses. What a request may choose is in `Request`, what the model is in `ModelConfig`."""
+    """Everything a deployment chooses. What a request may choose is in `Request`, the model's in `ModelConfig`."""
 
     checkpoint: str  # folder, or Hugging Face repository "owner/name[@revision]"
     mimi: str = ""  # codec folder or repository; empty: the checkpoint's own
@@ -56,8 +57,7 @@ class EngineConfig:
         _range(self, "max_chunk_frames", 1, 250)
         _choice(self, "boundary", ("seamless", "reference"))
         _choice(self, "dtype", ("auto", "float32", "bfloat16"))
-        name, _, index = self.device.partition(":")
-        if name not in ("auto", "cpu", "cuda") or (index and not (name == "cuda" and index.isdigit())):
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; allowed: auto, cpu, cuda, cuda:N")
         if not self.checkpoint:
             raise ConfigError("checkpoint is empty; give a folder or a repository 'owner/name[@revision]'")

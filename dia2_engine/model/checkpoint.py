@@ -20,7 +20,8 @@ from .dia2 import Dia2
 
 DEFAULT_MIMI = "kyutai/mimi"
 _MANIFEST = "dia2_assets.json"  # optional: renames the parts of a published checkpoint
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "mimi/*"]
+_TEXT_FILES = ["*.json", "*.txt", "*.model", "mimi/*"]
+_FILES = [*_TEXT_FILES, "*.safetensors"]
 _SHOWN = 5
 
 
@@ -34,9 +35,10 @@ class CheckpointFiles:
     mimi: Path  # folder
 
 
-def resolve_folder(reference: str, what: str) -> Path:
+def resolve_folder(reference: str, what: str, *, weights: bool = True) -> Path:
     """A local folder as it is, else a Hugging Face repository `owner/name[@revision]`, downloaded or from its cache.
 
+    Without `weights` the repository's own are not downloaded; a codec inside it, in `mimi/`, still is.
     Set HF_HUB_OFFLINE=1 to use the cache only. Raises ConfigError naming `what` and the reference.
     """
     folder = Path(reference).expanduser()
@@ -48,31 +50,47 @@ def resolve_folder(reference: str, what: str) -> Path:
     from huggingface_hub import snapshot_download
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
+    files = _FILES if weights else _TEXT_FILES
     try:
-        path = snapshot_download(repo, revision=revision or None, allow_patterns=_FILES, local_files_only=offline)
+        path = snapshot_download(repo, revision=revision or None, allow_patterns=files, local_files_only=offline)
     except Exception as error:
-        raise ConfigError(f"{what} {reference!r} cannot be fetched: {type(error).__name__}: {error}") from None
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{what} {reference!r} is no folder here, and cannot be fetched: {reason}") from None
     return Path(path)
 
 
-def find_checkpoint(reference: str, mimi: str | None = None) -> CheckpointFiles:
-    """Locate config, weights, tokenizer and codec. `mimi` overrides where the codec comes from."""
-    folder = resolve_folder(reference, "checkpoint")
-    manifest: dict[str, str] = {}
-    if (folder / _MANIFEST).is_file():
-        try:
-            manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{folder / _MANIFEST}: not JSON: {error}") from None
+def find_checkpoint(reference: str, mimi: str | None = None, *, weights: bool = True) -> CheckpointFiles:
+    """Locate config, weights, tokenizer and codec. `mimi` overrides where the codec comes from.
+
+    Without `weights` the language model's are not downloaded; preparing a voice does not need them.
+    """
+    folder = resolve_folder(reference, "checkpoint", weights=weights)
+    manifest = _manifest(folder / _MANIFEST)
     config = load_model_config(folder / manifest.get("config", "config.json"))
     tokenizer = manifest.get("tokenizer") or config.tokenizer
     own_mimi = str(folder / "mimi") if (folder / "mimi").is_dir() else None
     return CheckpointFiles(
         config=config,
         weights=folder / manifest.get("weights", "model.safetensors"),
-        tokenizer=resolve_folder(tokenizer, "tokenizer") if tokenizer else folder,
+        tokenizer=resolve_folder(tokenizer, "tokenizer", weights=False) if tokenizer else folder,
         mimi=resolve_folder(mimi or own_mimi or manifest.get("mimi") or config.mimi or DEFAULT_MIMI, "mimi"),
     )
+
+
+def _manifest(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(manifest, dict):
+        raise ConfigError(f"{path}: must hold a JSON object, got {type(manifest).__name__}")
+    named = {name: manifest[name] for name in ("config", "weights", "tokenizer", "mimi") if manifest.get(name)}
+    for name, value in named.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{path}: '{name}' is {value!r}; it must be a string")
+    return named
 
 
 def check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
