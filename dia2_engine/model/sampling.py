@@ -60,12 +60,14 @@ def distribution(logits: Tensor, rows: SamplingRows) -> Tensor:
 def sample(logits: Tensor, rows: SamplingRows, uniform: Tensor) -> Tensor:
     """Ids [B] drawn by inverting the cumulative distribution at `uniform` [B] in [0, 1).
 
-    Always inside 0..V-1 and never an id of probability zero: `uniform` is a multiple of 2^-23 below 1, so that
-    `uniform * total < total` in float32, and the first id whose cumulative weight exceeds it has weight of its own.
+    Always inside 0..V-1 and never an id of probability zero, whatever the rounding and order of the running sum (a
+    parallel one need not be monotone): only ids with weight of their own are candidates, and the one where the sum is
+    largest always qualifies, because `uniform` is a multiple of 2^-23 below 1, so that `uniform * total < total`.
     """
-    cumulative = distribution(logits, rows).cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    return (cumulative <= target).sum(-1)
+    weights = distribution(logits, rows)
+    cumulative = torch.where(weights > 0, weights.cumsum(-1), 0.0)
+    target = uniform[:, None] * cumulative.amax(-1, keepdim=True)
+    return (cumulative > target).int().argmax(-1)  # the first of them
 
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
