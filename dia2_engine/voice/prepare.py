@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..text.parser import Encode
 from ..text.state_machine import TextMachine
 from .plan import PrefixPlan, TimedWord, check_plan, plan_prefix, strip_control
-from .voice import EncodeAudio, PreparedVoice, VoiceSource, faded, padded
+from .voice import CODEC, EncodeAudio, PreparedVoice, VoiceSource, faded, padded
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Preparation:
     cooldown_frames: int
     fade_ms: float
     plain: bool = False
+    codec_sha256: str = ""  # recorded as provenance, if given
 
     @property
     def frame_rate(self) -> float:
@@ -60,6 +60,8 @@ def prepare_voice(source: VoiceSource, encode: Encode, encode_audio: EncodeAudio
     provenance = {f"clip_{i + 1}_sha256": clip.sha256 for i, clip in enumerate(source.clips)}
     provenance["cooldown_frames"] = str(0 if how.plain else how.cooldown_frames)
     provenance["fade_ms"] = str(0 if how.plain else how.fade_ms)
+    if how.codec_sha256:
+        provenance[CODEC] = how.codec_sha256
     return PreparedVoice(source.name, tokens, tuple(clip.words for clip in source.clips), clip_frames, provenance)
 
 
@@ -79,8 +81,3 @@ def align_voice(
     except ConfigError as error:
         raise ConfigError(f"voice {voice.name!r}: {error}") from None
     return plan
-
-
-def peak_dbfs(audio: NDArray[np.float32]) -> float:
-    """Peak level in dB relative to full scale."""
-    return 20 * math.log10(max(float(np.abs(audio).max(initial=0.0)), 1e-9))

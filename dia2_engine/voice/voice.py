@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..audio.io import load_clip
 from ..errors import ConfigError
 from .plan import TimedWord
 
 FORMAT = "dia2-voice-1"
+CODEC = "codec_sha256"  # provenance key: which codec made the tokens
 EncodeAudio = Callable[[NDArray[np.float32]], NDArray[np.int64]]  # samples [n] -> tokens [C, ceil(n / frame_samples)]
 
 
@@ -63,7 +64,8 @@ class PreparedVoice:
             "clip_frames": json.dumps(self.clip_frames),
             **{f"provenance.{key}": value for key, value in self.provenance.items()},
         }
-        save_file({"tokens": np.ascontiguousarray(self.tokens, np.int32)}, path, metadata=metadata)
+        # Not `save_file`: it makes files that only their owner can read, and the server may be somebody else.
+        path.write_bytes(save({"tokens": np.ascontiguousarray(self.tokens, np.int32)}, metadata=metadata))
 
 
 def load_voice_folder(folder: Path, sample_rate: int) -> VoiceSource:
@@ -79,24 +81,37 @@ def load_voice_folder(folder: Path, sample_rate: int) -> VoiceSource:
     speakers = raw.get("speakers") if isinstance(raw, dict) else None
     if not isinstance(speakers, list) or len(speakers) not in (1, 2):
         raise ConfigError(f"{manifest}: 'speakers' must list one or two clips")
-    clips = [_load_clip(manifest, index, speaker, sample_rate) for index, speaker in enumerate(speakers)]
+    clips = [_folder_clip(manifest, index, speaker, sample_rate) for index, speaker in enumerate(speakers)]
+    if len(clips) == 2 and "second_speaker" in raw:
+        raise ConfigError(f"{manifest}: 'second_speaker' is for a voice of one clip, and this one has two")
     second = raw.get("second_speaker", "same")
     if second not in ("same", "none"):
         raise ConfigError(f"{manifest}: 'second_speaker' is {second!r}; allowed: same, none")
-    if len(clips) == 1 and second == "same":
-        clips.append(clips[0])  # one-speaker prefixes are reported to give speaker 2 a random voice
-    return VoiceSource(folder.name, tuple(clips))
+    return voice_source(folder.name, clips, solo=second == "none")
 
 
-def _load_clip(manifest: Path, index: int, speaker: Any, sample_rate: int) -> Clip:
+def voice_source(name: str, clips: Sequence[Clip], *, solo: bool) -> VoiceSource:
+    """A voice of one or two clips. One clip is speaker 2 as well, unless the voice is `solo`.
+
+    One-speaker prefixes are reported to give speaker 2 a random voice.
+    """
+    both = (clips[0], clips[0]) if len(clips) == 1 and not solo else tuple(clips)
+    return VoiceSource(name, both)
+
+
+def _folder_clip(manifest: Path, index: int, speaker: Any, sample_rate: int) -> Clip:
     where = f"{manifest}: speakers[{index}]"
     if not isinstance(speaker, dict) or not isinstance(speaker.get("clip"), str):
         raise ConfigError(f"{where} needs 'clip', the name of a WAV or FLAC file")
-    path = manifest.parent / speaker["clip"]
-    if path.resolve().parent != manifest.parent.resolve():
-        raise ConfigError(f"{where}: clip {speaker['clip']!r} must lie in the voice's own folder")
+    name = speaker["clip"]
+    if "\0" in name or (manifest.parent / name).resolve().parent != manifest.parent.resolve():
+        raise ConfigError(f"{where}: clip {name!r} must lie in the voice's own folder")
+    return read_clip(manifest.parent / name, parse_words(where, speaker.get("words")), sample_rate)
+
+
+def read_clip(path: Path, words: tuple[TimedWord, ...], sample_rate: int) -> Clip:
+    """Read a recording of `words`. Raises ConfigError naming the file if it cannot be read."""
     audio = load_clip(path, sample_rate)
-    words = parse_words(where, speaker.get("words"))
     return Clip(audio, words, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -106,10 +121,9 @@ def parse_words(where: str, raw: Any) -> tuple[TimedWord, ...]:
         raise ConfigError(f"{where} needs 'words', a list of {{text, start, end}}")
     words: list[TimedWord] = []
     for position, item in enumerate(raw):
-        try:
-            word = TimedWord(str(item["text"]).strip(), float(item["start"]), float(item["end"]))
-        except (TypeError, KeyError, ValueError):
-            raise ConfigError(f"{where}: words[{position}] is {item!r}; it needs text, start, end") from None
+        if not _is_timed_word(item):
+            raise ConfigError(f"{where}: words[{position}] is {item!r}; it needs text, start, end")
+        word = TimedWord(item["text"].strip(), float(item["start"]), float(item["end"]))
         if not word.text or any(part in ("[S1]", "[S2]") for part in word.text.split()):
             raise ConfigError(f"{where}: words[{position}] has the text {word.text!r}; it must be a spoken word")
         if not 0 <= word.start <= word.end < float("inf"):
@@ -120,12 +134,35 @@ def parse_words(where: str, raw: Any) -> tuple[TimedWord, ...]:
     return tuple(words)
 
 
-def load_prepared(path: Path, codebooks: int, codec_vocab: int) -> PreparedVoice:
-    """Read a prepared voice and check that it fits the checkpoint. Raises ConfigError saying what does not."""
+def _is_timed_word(item: Any) -> bool:
+    if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+        return False
+    times: list[Any] = [item.get("start"), item.get("end")]
+    return all(type(time) in (int, float) and abs(time) < 1e9 for time in times)
+
+
+def codec_sha256(mimi: Path) -> str:
+    """Hash of a codec's weights: a prefix's tokens mean something to the codec that made them only.
+
+    Raises ConfigError naming the file if it cannot be read.
+    """
+    path = mimi / "model.safetensors"
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def load_prepared(path: Path, codebooks: int, codec_vocab: int, *, codec: str = "") -> PreparedVoice:
+    """Read a prepared voice and check that it fits the checkpoint. Raises ConfigError saying what does not.
+
+    `codec` is the `codec_sha256` of the codec that will decode it; empty: not compared.
+    """
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            tokens = file.get_tensor("tokens").astype(np.int64)
+            tokens = file.get_tensor("tokens")
         if metadata.get("format") != FORMAT:
             raise ConfigError(f"{path}: format is {metadata.get('format')!r}, not {FORMAT!r}")
         words = tuple(
@@ -134,21 +171,32 @@ def load_prepared(path: Path, codebooks: int, codec_vocab: int) -> PreparedVoice
         clip_frames = tuple(int(n) for n in json.loads(metadata["clip_frames"]))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not a prepared voice: {error}") from None
+    provenance = {k.removeprefix("provenance."): v for k, v in metadata.items() if k.startswith("provenance.")}
+    made_with = provenance.get(CODEC, "")
+    if codec and made_with and made_with != codec:
+        raise ConfigError(
+            f"{path}: was prepared with another codec (sha256 {made_with[:12]}, the checkpoint's is {codec[:12]}) and "
+            "would decode to noise; prepare it again with this checkpoint"
+        )
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise ConfigError(f"{path}: tokens are {tokens.dtype}, not integers")
     if tokens.ndim != 2 or tokens.shape[0] < codebooks or tokens.shape[1] < 1:
         raise ConfigError(f"{path}: tokens are {list(tokens.shape)}; the checkpoint needs [{codebooks}, frames]")
-    tokens = tokens[:codebooks]
+    tokens = tokens[:codebooks].astype(np.int64)
     if tokens.min() < 0 or tokens.max() >= codec_vocab:
         raise ConfigError(f"{path}: token ids run {tokens.min()}..{tokens.max()}; allowed: 0..{codec_vocab - 1}")
-    if len(words) not in (1, 2) or len(clip_frames) != len(words) or sum(clip_frames) != tokens.shape[1]:
+    fits = len(words) in (1, 2) and len(clip_frames) == len(words) and min(clip_frames) > 0
+    if not fits or sum(clip_frames) != tokens.shape[1]:
         raise ConfigError(f"{path}: {len(words)} clips of {clip_frames} frames do not make {tokens.shape[1]} frames")
-    provenance = {k.removeprefix("provenance."): v for k, v in metadata.items() if k.startswith("provenance.")}
     return PreparedVoice(path.stem, tokens, words, clip_frames, provenance)
 
 
 def list_voices(folder: Path) -> dict[str, Path]:
-    """Voices in a folder, by name. A prepared file wins over a folder of the same name."""
+    """Voices in a folder, by name. A prepared file wins over a folder of the same name; hidden ones do not count."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
         if path.is_dir() and (path / "voice.json").is_file():
             found.setdefault(path.name, path)
         elif path.suffix == ".safetensors":
