@@ -82,8 +82,6 @@ def load_voice_folder(folder: Path, sample_rate: int) -> VoiceSource:
     if not isinstance(speakers, list) or len(speakers) not in (1, 2):
         raise ConfigError(f"{manifest}: 'speakers' must list one or two clips")
     clips = [_folder_clip(manifest, index, speaker, sample_rate) for index, speaker in enumerate(speakers)]
-    if len(clips) == 2 and "second_speaker" in raw:
-        raise ConfigError(f"{manifest}: 'second_speaker' is for a voice of one clip, and this one has two")
     second = raw.get("second_speaker", "same")
     if second not in ("same", "none"):
         raise ConfigError(f"{manifest}: 'second_speaker' is {second!r}; allowed: same, none")
