@@ -12,15 +12,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
-DRAIN_S = 5  # after SIGTERM, streams that still run may take this long to end
-STOP_DEADLINE_S = DRAIN_S + 10  # and then the models have this long to unload, before the group is killed
+# After SIGTERM Triton takes no new requests, and live streams go on: they and the unloading have this long. Then the
+# group is killed, before Triton's own deadline, at which 2.51 exits with a crash and leaves its children behind.
+STOP_DEADLINE_S = 8
 POLL_S = 0.05
 PROGRESS_S = 5.0
 FREE_PORT_ATTEMPTS = 5
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None)
 
 
 class StartError(Exception):
@@ -58,6 +62,7 @@ class ProcessGroup:
     """A command in a session of its own, so that all it starts can be ended at once, and Ctrl-C reaches only us."""
 
     def __init__(self, command: Sequence[str | Path], environ: Mapping[str, str], log: int | None = None) -> None:
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._process = subprocess.Popen(
             command, env=environ, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
         )
@@ -87,7 +92,7 @@ class ProcessGroup:
         return status
 
     def terminate(self, deadline_s: float) -> None:
-        """Ask it to end, wait for that until the deadline (or a second signal), then kill what is left."""
+        """Ask it to end, wait for that until the deadline (or another signal), then kill what is left."""
         self._process.terminate()
         deadline_at_s = time.monotonic() + deadline_s
         signals = len(Signals.received)
@@ -96,15 +101,13 @@ class ProcessGroup:
         self.kill()
 
     def kill(self) -> None:
-        """End every process of the group at once, and see them gone."""
-        deadline_s = time.monotonic() + 5
-        try:
-            while time.monotonic() < deadline_s:
-                os.killpg(self.pid, signal.SIGKILL)
-                self._process.poll()
-                time.sleep(0.01)
-        except ProcessLookupError:
-            pass
+        """End every process of the group at once, and see them gone: orphans became our children (see __init__)."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        with suppress(ChildProcessError):
+            while True:
+                os.waitpid(-self.pid, 0)
 
 
 class TritonServer:
@@ -134,8 +137,11 @@ class TritonServer:
 
     def __exit__(self, *exception: object) -> None:
         if self._group is not None:
-            # Before it is ready there is nothing to drain, and it would load its models to the end first.
-            self._group.terminate(STOP_DEADLINE_S if self._ready else 0)
+            if self._ready:
+                print(f"launch_triton: stopping; live streams have {STOP_DEADLINE_S} s", file=sys.stderr, flush=True)
+                self._group.terminate(STOP_DEADLINE_S)
+            else:
+                self._group.kill()  # nothing to drain, and asked nicely it would load its models to the end first
             self._remove_shared_memory()
 
     @property
@@ -159,7 +165,7 @@ class TritonServer:
             f"--model-repository={self._models}",
             f"--backend-directory={self._tritonserver.parent.parent / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            f"--exit-timeout-secs={DRAIN_S}",
+            f"--exit-timeout-secs={2 * STOP_DEADLINE_S}",
             "--disable-auto-complete-config",  # config.pbtxt is complete; guessing would load the model's code twice
         ]
         for name, port in chosen.items():
@@ -246,4 +252,4 @@ def _is_free(host: str, port: int) -> bool:
 
 def _die_with_parent() -> None:
     """In the child: be sent SIGTERM when the launcher dies without a chance to clean up."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
