@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +21,10 @@ from numpy.typing import NDArray
 from .boundary import BoundaryStream, Ids, Prefix, StreamLimits, build_prefix, steps_needed
 from .config import REQUEST_RANGES, EngineConfig
 from .errors import ConfigError, Dia2Error, InternalError, InvalidArgument
-from .model.checkpoint import find_checkpoint, load_dia2, load_tokenizer
+from .model.checkpoint import find_checkpoint, load_dia2
 from .model.mimi import MimiDecoder
 from .model.sampling import uniforms
+from .model.tokenizer import load_tokenizer
 from .runtime.guard import IdGuard
 from .runtime.runner import ModelRunner, SlotSnapshot
 from .telemetry import Telemetry
@@ -92,15 +92,7 @@ class Engine:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         files = find_checkpoint(config.checkpoint, config.mimi or None)
         self.model_config = files.config
-        encode, self.tokens = load_tokenizer(files)
-        # A fast tokenizer must not be entered by two threads at once.
-        lock = threading.Lock()
-
-        def locked(text: str) -> list[int]:
-            with lock:
-                return encode(text)
-
-        self._encode = locked
+        self._encode, self.tokens = load_tokenizer(files)
         model = load_dia2(files, device=device, dtype=dtype)
         codec = MimiDecoder.load(files.mimi, codebooks=files.config.codebooks, device=device)
         self._check_codec(codec)

@@ -27,7 +27,9 @@ def write_voices(folder: Path, variant: str = "small") -> Path:
         (folder / name).mkdir(parents=True)
         for clip in clips:
             shutil.copy(VECTORS / variant / clip, folder / name / clip)
-        manifest = {"speakers": [{"clip": c, "words": words[c]} for c in clips], "second_speaker": "none"}
+        manifest: dict[str, Any] = {"speakers": [{"clip": c, "words": words[c]} for c in clips]}
+        if len(clips) == 1:
+            manifest["second_speaker"] = "none"
         (folder / name / "voice.json").write_text(json.dumps(manifest), "utf-8")
     return folder
 

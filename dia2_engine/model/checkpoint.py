@@ -13,8 +13,6 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import ConfigError
-from ..text.parser import Encode
-from ..text.state_machine import TextTokens
 from .config import ModelConfig, load_model_config
 from .dia2 import Dia2
 
@@ -137,35 +135,3 @@ def load_dia2(files: CheckpointFiles, *, device: torch.device, dtype: torch.dtyp
         model = Dia2(files.config)
     load_strictly(model, files.weights, device=device, dtype=dtype)
     return model
-
-
-def load_tokenizer(files: CheckpointFiles) -> tuple[Encode, TextTokens]:
-    """The encoder of words, and the ids that have a meaning of their own.
-
-    Raises ConfigError if the tokenizer cannot be read or has ids outside the model's text vocabulary.
-    """
-    from transformers import AutoTokenizer
-
-    config = files.config
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(files.tokenizer), local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise ConfigError(f"{files.tokenizer}: no usable tokenizer: {error}") from None
-    vocab: dict[str, int] = tokenizer.get_vocab()
-    largest = max(vocab.values())
-    if largest >= config.text_vocab:
-        raise ConfigError(f"{files.tokenizer}: id {largest} is outside the text vocabulary 0..{config.text_vocab - 1}")
-    tokens = TextTokens(
-        bos=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 1,
-        new_word=config.text_new_word,
-        pad=config.text_pad,
-        zero=config.text_zero,
-        spk1=vocab.get("[S1]", config.text_new_word),
-        spk2=vocab.get("[S2]", config.text_new_word),
-    )
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    return encode, tokens
