@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,13 +26,13 @@ CHANNEL_ARGS = [
     ("grpc.max_reconnect_backoff_ms", 1000),  # see a restarted server within a second, not within two minutes
 ]
 
-# option: (tensor, Triton type, numpy type, what a Python value must pass through)
-_INPUTS: dict[str, tuple[str, str, type, Callable[[Any], Any]]] = {
-    "seed": ("SEED", "INT64", np.int64, operator.index),
-    "temperature": ("TEMPERATURE", "FP32", np.float32, float),
-    "top_k": ("TOP_K", "INT32", np.int32, operator.index),
-    "cfg_scale": ("CFG_SCALE", "FP32", np.float32, float),
-    "max_seconds": ("MAX_SECONDS", "FP32", np.float32, float),
+# option: (tensor, Triton type, its format in struct and numpy, what a Python value must pass through)
+_INPUTS: dict[str, tuple[str, str, str, Callable[[Any], Any]]] = {
+    "seed": ("SEED", "INT64", "<q", operator.index),
+    "temperature": ("TEMPERATURE", "FP32", "<f", float),
+    "top_k": ("TOP_K", "INT32", "<i", operator.index),
+    "cfg_scale": ("CFG_SCALE", "FP32", "<f", float),
+    "max_seconds": ("MAX_SECONDS", "FP32", "<f", float),
 }
 
 
@@ -56,15 +57,15 @@ def build_request(text: str, options: Options, model: str = MODEL) -> dict[str, 
     voice = options.get("voice")
     if voice is not None:
         inputs.append(_string("VOICE", "voice", voice))
-    for option, (name, triton_type, numpy_type, convert) in _INPUTS.items():
+    for option, (name, triton_type, layout, convert) in _INPUTS.items():
         value = options.get(option)
         if value is None:
             continue
         try:
-            data: np.ndarray[Any, Any] = np.array([convert(value)], numpy_type)
-        except (TypeError, ValueError, OverflowError) as error:
+            data = struct.pack(layout, convert(value))  # numpy 1 would wrap what does not fit
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
             raise InvalidArgument(f"{option}: {value!r} is not a valid {triton_type}: {error}") from None
-        inputs.append(_tensor(name, triton_type, data))
+        inputs.append(_tensor(name, triton_type, np.frombuffer(data, layout)))
     outputs = [InferRequestedOutput("AUDIO")]
     if options.get("words", True):
         outputs.append(InferRequestedOutput("WORDS"))

@@ -41,13 +41,9 @@ class AsyncClient:
             self._transport = InferenceServerClient(self.url, channel_args=CHANNEL_ARGS)
         if self._sample_rate is None:
             try:
-                if not await self._transport.is_model_ready(
-                    self.model, client_timeout=self.connect_timeout_s
-                ):
+                if not await self._transport.is_model_ready(self.model, client_timeout=self.connect_timeout_s):
                     raise Unavailable(f"{self.url} has no model {self.model} ready")
-                config = await self._transport.get_model_config(
-                    self.model, client_timeout=self.connect_timeout_s
-                )
+                config = await self._transport.get_model_config(self.model, client_timeout=self.connect_timeout_s)
             except InferenceServerException as error:
                 raise translate(error, self.url) from None
             self._sample_rate = read_sample_rate(config)

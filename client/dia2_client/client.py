@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -108,7 +109,9 @@ class Stream(Iterator[Chunk]):
         self._abort = weakref.finalize(self, _abort, self._transport)
         self._started_s = time.monotonic()
         _start(self._transport, self._inbox)
-        self._transport.async_stream_infer(**request, enable_empty_final_response=True)
+        # Where the connection has failed already this raises, but the reason is, or will be, in the inbox.
+        with contextlib.suppress(InferenceServerException):
+            self._transport.async_stream_infer(**request, enable_empty_final_response=True)
 
     def __next__(self) -> Chunk:
         """The next chunk as soon as it is there.

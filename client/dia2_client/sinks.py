@@ -39,6 +39,7 @@ class WavSink:
         self._wave.setsampwidth(2)
         self._wave.setframerate(sample_rate)
         self._wave.writeframes(b"")
+        self._file.flush()
 
     def write(self, audio: NDArray[np.float32]) -> None:
         self._wave.writeframes(pcm16(audio))
