@@ -10,9 +10,10 @@ from ..boundary import build_prefix
 from ..config import EngineConfig
 from ..engine import INITIAL_PADDING_STEPS, MAX_PADDING_STEPS, NO_VOICE
 from ..errors import ConfigError
-from ..model.checkpoint import find_checkpoint, load_tokenizer
+from ..model.checkpoint import find_checkpoint
 from ..model.encoder import MimiEncoder
 from ..model.mimi import load_mimi_config
+from ..model.tokenizer import load_tokenizer
 from ..text.state_machine import TextMachine
 from .plan import PrefixPlan
 from .prepare import Preparation, align_voice, prepare_voice

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dia2_engine.model.checkpoint import find_checkpoint, load_tokenizer
+from dia2_engine.model.checkpoint import find_checkpoint
+from dia2_engine.model.tokenizer import load_tokenizer
 from dia2_engine.text.parser import Encode, parse_script
 from dia2_engine.text.state_machine import Entry, TextMachine, TextTokens
 
