@@ -283,7 +283,7 @@ def test_say_writes_the_same_audio_everywhere(server: Server, tmp_path: Path) ->
     assert done.stdout == expected
     assert read_wav(tmp_path / "out.wav") == (speech.sample_rate, expected)
     report = done.stderr.decode()
-    for figure in ("real-time factor", "first audio after", "chunks", "longest gap", "underruns"):
+    for figure in ("real-time factor", "first audio after", "chunk", "longest gap", "underrun"):
         assert figure in report
 
     done = say(server, "-", "--seed", "5", "-o", str(tmp_path / "out.pcm"), "-q", input=SHORT.encode())
