@@ -1,4 +1,4 @@
-"""The server's contract, seen from the client: a request as tensors, a response as a `Chunk`. No I/O here."""
+"""The server's contract, seen from the client: a request as a message, a response as a `Chunk`. No I/O here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
-from tritonclient.utils import InferenceServerException
+from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.utils import serialize_byte_tensor
 
-from .errors import Dia2ClientError, InvalidArgument, ServerError, from_message, from_status
+from .errors import InvalidArgument, ServerError, from_message
 from .types import Chunk, FinishReason, Options, Word
 
 MODEL = "dia2_stream"
@@ -26,7 +26,7 @@ CHANNEL_ARGS = [
     ("grpc.max_reconnect_backoff_ms", 1000),  # see a restarted server within a second, not within two minutes
 ]
 
-# option: (tensor, Triton type, its format in struct and numpy, what a Python value must pass through)
+# option: (tensor, Triton type, its layout for struct, what a Python value must pass through)
 _INPUTS: dict[str, tuple[str, str, str, Callable[[Any], Any]]] = {
     "seed": ("SEED", "INT64", "<q", operator.index),
     "temperature": ("TEMPERATURE", "FP32", "<f", float),
@@ -38,89 +38,85 @@ _INPUTS: dict[str, tuple[str, str, str, Callable[[Any], Any]]] = {
 
 @dataclass(frozen=True)
 class Reply:
-    """One response: a chunk (none in the empty last response), and whether the stream ends with it."""
+    """One response: its chunk (none in the empty last response), and why the stream ends, once that is told."""
 
     chunk: Chunk | None
-    final: bool
     finish_reason: FinishReason | None
 
 
-def build_request(text: str, options: Options, model: str = MODEL) -> dict[str, Any]:
-    """The arguments of tritonclient's stream calls. Raises InvalidArgument for what the wire cannot carry.
+def build_request(text: str, options: Options, model: str = MODEL) -> service_pb2.ModelInferRequest:
+    """One utterance as the message to send. Raises InvalidArgument for what the wire cannot carry.
 
     Ranges and names are the server's to judge: it knows its voices and limits, and says so in its message.
     """
     unknown = set(options) - Options.__optional_keys__
     if unknown:
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
-    inputs = [_string("TEXT", "text", text)]
+    request = service_pb2.ModelInferRequest(model_name=model)
+    _add_input(request, "TEXT", "BYTES", _string("text", text))
     voice = options.get("voice")
     if voice is not None:
-        inputs.append(_string("VOICE", "voice", voice))
+        _add_input(request, "VOICE", "BYTES", _string("voice", voice))
     for option, (name, triton_type, layout, convert) in _INPUTS.items():
         value = options.get(option)
         if value is None:
             continue
         try:
-            data = struct.pack(layout, convert(value))  # numpy 1 would wrap what does not fit
+            data = struct.pack(layout, convert(value))
         except (TypeError, ValueError, OverflowError, struct.error) as error:
             raise InvalidArgument(f"{option}: {value!r} is not a valid {triton_type}: {error}") from None
-        inputs.append(_tensor(name, triton_type, np.frombuffer(data, layout)))
-    outputs = [InferRequestedOutput("AUDIO")]
+        _add_input(request, name, triton_type, data)
+    request.outputs.add(name="AUDIO")
     if options.get("words", True):
-        outputs.append(InferRequestedOutput("WORDS"))
-    return {"model_name": model, "inputs": inputs, "outputs": outputs}
+        request.outputs.add(name="WORDS")
+    return request
 
 
-def read_reply(result: InferResult, arrived_s: float) -> Reply:
-    """Translates one response. Raises ServerError when it is not what the contract says."""
-    parameters = result.get_response().parameters
-    final = "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
+def read_reply(response: service_pb2.ModelStreamInferResponse, arrived_s: float) -> Reply:
+    """Translates one response. Raises what it reports, or ServerError when it is not what the contract says."""
+    if response.error_message:
+        raise from_message(response.error_message)
+    parameters = response.infer_response.parameters
     reason: FinishReason | None = None
     if FINISH_PARAMETER in parameters:
         reason = cast(FinishReason, parameters[FINISH_PARAMETER].string_param)
+    result = InferResult(response.infer_response)
     audio = result.as_numpy("AUDIO")
     if audio is None:
-        if not final:
+        if reason is None and not parameters["triton_final_response"].bool_param:
             raise ServerError("a response without AUDIO; is this a dia2_stream model?")
-        return Reply(None, True, reason)
+        return Reply(None, reason)
     if audio.dtype != np.float32 or audio.ndim != 1:
         raise ServerError(f"AUDIO is {audio.dtype} of shape {list(audio.shape)}, not float32 [n]")
     frame = int(parameters[FRAME_PARAMETER].int64_param) if FRAME_PARAMETER in parameters else None
     words = _words(result.as_numpy("WORDS"))
     if not audio.size and not words:
-        return Reply(None, final, reason)
-    return Reply(Chunk(audio.copy(), words, frame, arrived_s), final, reason)
+        return Reply(None, reason)
+    return Reply(Chunk(audio.copy(), words, frame, arrived_s), reason)
 
 
-def read_sample_rate(config: Any) -> int:
-    """The audio's rate in Hz, from the answer to `get_model_config`."""
+def read_sample_rate(config: service_pb2.ModelConfigResponse) -> int:
+    """The audio's rate in Hz, from the server's answer to ModelConfig."""
     parameters = config.config.parameters
     if "sample_rate" not in parameters:
         return SAMPLE_RATE
     return int(parameters["sample_rate"].string_value)
 
 
-def translate(error: InferenceServerException, url: str) -> Dia2ClientError:
-    """tritonclient's exception as ours: with a status it came from gRPC, without one as a response."""
-    message = error.message() or ""
-    if error.status() is None:
-        return from_message(message)
-    return from_status(error.status().removeprefix("StatusCode."), message, url)
-
-
-def _string(name: str, option: str, value: str) -> InferInput:
+def _string(option: str, value: str) -> bytes:
+    """One element of a BYTES tensor."""
     if not isinstance(value, str):
         raise InvalidArgument(f"{option}: {value!r} is not a string")
     try:
         data = value.encode()
     except UnicodeEncodeError as error:
         raise InvalidArgument(f"{option}: not encodable as UTF-8: {error}") from None
-    return _tensor(name, "BYTES", np.array([data], object))
+    return bytes(serialize_byte_tensor(np.array([data], object)).item())
 
 
-def _tensor(name: str, triton_type: str, data: np.ndarray[Any, Any]) -> InferInput:
-    return InferInput(name, list(data.shape), triton_type).set_data_from_numpy(data)
+def _add_input(request: service_pb2.ModelInferRequest, name: str, triton_type: str, data: bytes) -> None:
+    request.inputs.add(name=name, datatype=triton_type, shape=[1])
+    request.raw_input_contents.append(data)
 
 
 def _words(tensor: np.ndarray[Any, Any] | None) -> tuple[Word, ...]:

@@ -9,11 +9,10 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc  # type: ignore[import-untyped]
-from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ._wire import CHANNEL_ARGS, MODEL, build_request, read_reply, read_sample_rate, translate
-from .errors import Timeout, Unavailable, from_status
+from ._wire import CHANNEL_ARGS, MODEL, build_request, read_reply, read_sample_rate
+from .errors import Timeout, Unavailable, from_call
 from .types import Chunk, FinishReason, Options, Speech, join
 
 
@@ -32,21 +31,25 @@ class AsyncClient:
         self.model = model
         self.connect_timeout_s = connect_timeout_s
         self.timeout_s = timeout_s
-        self._transport: Any = None  # an InferenceServerClient, made within the loop that will use it
+        self._channel: Any = None  # made within the loop that will use it
+        self._stub: Any = None
         self._sample_rate: int | None = None
 
     async def connect(self) -> int:
         """Makes first contact, once; returns the sample rate. Raises ConnectionFailed or Unavailable."""
-        if self._transport is None:
-            self._transport = InferenceServerClient(self.url, channel_args=CHANNEL_ARGS)
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self.url, CHANNEL_ARGS)
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         if self._sample_rate is None:
             try:
-                if not await self._transport.is_model_ready(self.model, client_timeout=self.connect_timeout_s):
+                ready = service_pb2.ModelReadyRequest(name=self.model)
+                if not (await self._stub.ModelReady(ready, timeout=self.connect_timeout_s)).ready:
                     raise Unavailable(f"{self.url} has no model {self.model} ready")
-                config = await self._transport.get_model_config(self.model, client_timeout=self.connect_timeout_s)
-            except InferenceServerException as error:
-                raise translate(error, self.url) from None
-            self._sample_rate = read_sample_rate(config)
+                config = service_pb2.ModelConfigRequest(name=self.model)
+                answer = await self._stub.ModelConfig(config, timeout=self.connect_timeout_s)
+            except grpc.RpcError as error:
+                raise from_call(error, self.url) from None
+            self._sample_rate = read_sample_rate(answer)
         return self._sample_rate
 
     def stream(self, text: str, **options: Unpack[Options]) -> AsyncStream:
@@ -64,8 +67,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancels what still streams, and disconnects."""
-        if self._transport is not None:
-            await self._transport.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,7 +85,7 @@ class AsyncStream(AsyncIterator[Chunk]):
     Cancelling the task that waits for a chunk cancels the stream too. Also when dropped, it is cancelled.
     """
 
-    def __init__(self, client: AsyncClient, request: dict[str, Any]) -> None:
+    def __init__(self, client: AsyncClient, request: service_pb2.ModelInferRequest) -> None:
         self.sample_rate = 0  # known from the first chunk (or `async with`) on
         self.finish_reason: FinishReason | None = None  # known at the end, where the server tells
         self._client = client
@@ -97,19 +100,17 @@ class AsyncStream(AsyncIterator[Chunk]):
             try:
                 await self._start()
                 async with asyncio.timeout(self._client.timeout_s):
-                    result, error = await anext(self._call)
-                if error is not None:
-                    raise translate(error, self._client.url)
-                reply = read_reply(result, time.monotonic() - self._started_s)
-            except StopAsyncIteration:
-                self._open = False  # the request was our last word, so the server hangs up after its own
-                break
+                    response = await self._call.read()
+                if response is grpc.aio.EOF:
+                    self._open = False
+                    break
+                reply = read_reply(response, time.monotonic() - self._started_s)
             except TimeoutError:
                 self._shut()
                 raise Timeout(f"nothing from {self._client.url} for {self._client.timeout_s:g} s") from None
             except grpc.RpcError as error:
                 self._shut()
-                raise from_status(error.code().name, error.details() or "", self._client.url) from None
+                raise from_call(error, self._client.url) from None
             except asyncio.CancelledError:
                 self.cancel()
                 task = asyncio.current_task()
@@ -134,7 +135,8 @@ class AsyncStream(AsyncIterator[Chunk]):
         if self._call is None:
             self.sample_rate = await self._client.connect()
             self._started_s = time.monotonic()
-            self._call = self._client._transport.stream_infer(_once(self._request))
+            # Nothing follows the request, so the server ends the call after its last response.
+            self._call = self._client._stub.ModelStreamInfer(iter([self._request]))
 
     def _shut(self) -> None:
         self._open = False
@@ -149,7 +151,3 @@ class AsyncStream(AsyncIterator[Chunk]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-
-
-async def _once(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    yield request

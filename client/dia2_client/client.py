@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -11,14 +10,15 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from tritonclient.grpc import InferenceServerClient, InferResult
-from tritonclient.utils import InferenceServerException
+import grpc  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ._wire import CHANNEL_ARGS, MODEL, build_request, read_reply, read_sample_rate, translate
-from .errors import Timeout, Unavailable
+from ._wire import CHANNEL_ARGS, MODEL, build_request, read_reply, read_sample_rate
+from .errors import Timeout, Unavailable, from_call
 from .types import Chunk, FinishReason, Options, Speech, join
 
-Arrival = tuple[float, InferResult | None, InferenceServerException | None]
+# When it came, and what: a ModelStreamInferResponse, the grpc.RpcError that ended the call, or None at its end.
+Arrival = tuple[float, Any]
 
 
 class Client:
@@ -40,8 +40,8 @@ class Client:
         self.model = model
         self.connect_timeout_s = connect_timeout_s
         self.timeout_s = timeout_s
-        # Kept for the client's life: gRPC lets the streams' channels share its connection.
-        self._control = InferenceServerClient(url, channel_args=CHANNEL_ARGS)
+        self._channel = grpc.insecure_channel(url, CHANNEL_ARGS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._sample_rate: int | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
@@ -50,12 +50,14 @@ class Client:
         """Samples per second of every stream; connects if need be. Raises ConnectionFailed or Unavailable."""
         if self._sample_rate is None:
             try:
-                if not self._control.is_model_ready(self.model, client_timeout=self.connect_timeout_s):
+                ready = service_pb2.ModelReadyRequest(name=self.model)
+                if not self._stub.ModelReady(ready, timeout=self.connect_timeout_s).ready:
                     raise Unavailable(f"{self.url} has no model {self.model} ready")
-                config = self._control.get_model_config(self.model, client_timeout=self.connect_timeout_s)
-            except InferenceServerException as error:
-                raise translate(error, self.url) from None
-            self._sample_rate = read_sample_rate(config)
+                config = service_pb2.ModelConfigRequest(name=self.model)
+                answer = self._stub.ModelConfig(config, timeout=self.connect_timeout_s)
+            except grpc.RpcError as error:
+                raise from_call(error, self.url) from None
+            self._sample_rate = read_sample_rate(answer)
         return self._sample_rate
 
     def stream(self, text: str, **options: Unpack[Options]) -> Stream:
@@ -65,7 +67,7 @@ class Client:
         what the server objects to is raised by the iteration.
         """
         request = build_request(text, options, self.model)
-        stream = Stream(self.url, request, self.sample_rate, self.timeout_s)
+        stream = Stream(self, request, self.sample_rate)
         self._streams.add(stream)
         return stream
 
@@ -79,7 +81,7 @@ class Client:
         """Cancels what still streams, and disconnects."""
         for stream in list(self._streams):
             stream.cancel()
-        self._control.close()
+        self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -96,22 +98,18 @@ class Stream(Iterator[Chunk]):
     Dropped unfinished, it is cancelled when it is garbage collected, at the latest when Python exits.
     """
 
-    def __init__(self, url: str, request: dict[str, Any], sample_rate: int, timeout_s: float) -> None:
+    def __init__(self, client: Client, request: service_pb2.ModelInferRequest, sample_rate: int) -> None:
         self.sample_rate = sample_rate
         self.finish_reason: FinishReason | None = None  # known at the end, where the server tells
-        self._url = url
-        self._timeout_s = timeout_s
+        self._client = client  # also keeps the channel alive
         self._open = True
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
-        # tritonclient allows one stream per InferenceServerClient.
-        self._transport = InferenceServerClient(url, channel_args=CHANNEL_ARGS)
-        # What the finalizer and the callback hold must not lead back to self, or it is never collected.
-        self._abort = weakref.finalize(self, _abort, self._transport)
         self._started_s = time.monotonic()
-        _start(self._transport, self._inbox)
-        # Where the connection has failed already this raises, but the reason is, or will be, in the inbox.
-        with contextlib.suppress(InferenceServerException):
-            self._transport.async_stream_infer(**request, enable_empty_final_response=True)
+        # Nothing follows the request, so the server ends the call after its last response.
+        self._call = client._stub.ModelStreamInfer(iter([request]))
+        # The thread must not hold self, or a dropped stream would never be collected (and so cancelled).
+        threading.Thread(target=_receive, args=(self._call, self._inbox), name="dia2-stream", daemon=True).start()
+        weakref.finalize(self, self._call.cancel)
 
     def __next__(self) -> Chunk:
         """The next chunk as soon as it is there.
@@ -121,21 +119,22 @@ class Stream(Iterator[Chunk]):
         """
         while self._open:
             try:
-                arrived_s, result, error = self._inbox.get(timeout=self._timeout_s)
+                arrived_s, response = self._inbox.get(timeout=self._client.timeout_s)
                 if not self._open:
                     break  # cancelled by another thread while we waited
-                if error is not None:
-                    raise translate(error, self._url)
-                reply = read_reply(result, arrived_s - self._started_s)
+                if response is None:
+                    self._open = False
+                    break
+                if isinstance(response, grpc.RpcError):
+                    raise from_call(response, self._client.url)
+                reply = read_reply(response, arrived_s - self._started_s)
             except queue.Empty:
                 self._shut()
-                raise Timeout(f"nothing from {self._url} for {self._timeout_s:g} s") from None
+                raise Timeout(f"nothing from {self._client.url} for {self._client.timeout_s:g} s") from None
             except Exception:
                 self._shut()
                 raise
             self.finish_reason = reply.finish_reason or self.finish_reason
-            if reply.final:
-                self._finish()
             if reply.chunk is not None:
                 return reply.chunk
         raise StopIteration
@@ -148,13 +147,7 @@ class Stream(Iterator[Chunk]):
 
     def _shut(self) -> None:
         self._open = False
-        self._abort()
-
-    def _finish(self) -> None:
-        """Hangs up politely after the last response."""
-        self._open = False
-        if self._abort.detach():
-            self._transport.close()
+        self._call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -165,20 +158,11 @@ class Stream(Iterator[Chunk]):
         self.cancel()
 
 
-def _start(transport: InferenceServerClient, inbox: queue.SimpleQueue[Arrival]) -> None:
-    """Opens the gRPC stream from a daemon thread, because tritonclient's reader thread inherits that.
-
-    As an ordinary thread it would keep Python from exiting while any stream is open.
-    """
-
-    def receive(result: InferResult | None, error: InferenceServerException | None) -> None:
-        inbox.put((time.monotonic(), result, error))
-
-    starter = threading.Thread(target=transport.start_stream, args=(receive,), daemon=True)
-    starter.start()
-    starter.join()
-
-
-def _abort(transport: InferenceServerClient) -> None:
-    transport.stop_stream(cancel_requests=True)
-    transport.close()
+def _receive(call: Any, inbox: queue.SimpleQueue[Arrival]) -> None:
+    """Notes every response as it arrives, however busy the caller is; ends with the call."""
+    try:
+        for response in call:
+            inbox.put((time.monotonic(), response))
+        inbox.put((time.monotonic(), None))
+    except grpc.RpcError as error:
+        inbox.put((time.monotonic(), error))

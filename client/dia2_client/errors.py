@@ -7,6 +7,8 @@ Triton's `triton_grpc_error` header would carry the code, but must not be sent: 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Dia2ClientError(Exception):
     """Base of the tree. `str(error)` is the server's message, where the server had one."""
@@ -57,11 +59,12 @@ def from_message(message: str) -> Dia2ClientError:
     return ServerError(message)
 
 
-def from_status(status: str, message: str, url: str) -> Dia2ClientError:
-    """The error of a call that gRPC ended: `status` is a gRPC code such as `UNAVAILABLE`.
+def from_call(error: Any, url: str) -> Dia2ClientError:
+    """The error of a call that gRPC ended with the `grpc.RpcError` given.
 
     A failed request does not end the call (see `from_message`), so this is about the connection.
     """
+    status, message = error.code().name, error.details() or ""
     if status == "UNAVAILABLE":
         return ConnectionFailed(f"cannot reach {url}: {message}")
     if status == "DEADLINE_EXCEEDED":

@@ -1,4 +1,4 @@
-"""Requests and responses against tritonclient's own messages: what would be on the wire."""
+"""Requests and responses as messages: what would be on the wire."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dia2_client import InvalidArgument, Options, ServerError, Word
 from dia2_client._wire import build_request, read_reply, read_sample_rate
-from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
 
@@ -17,12 +17,13 @@ def sent(text: str, **options: Any) -> dict[str, tuple[str, list[int], bytes]]:
     """Input name -> (type, shape, bytes on the wire)."""
     request = build_request(text, cast(Options, options))
     return {
-        tensor.name(): (tensor.datatype(), list(tensor.shape()), tensor._get_content()) for tensor in request["inputs"]
+        tensor.name: (tensor.datatype, list(tensor.shape), data)
+        for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True)
     }
 
 
 def requested(**options: Any) -> list[str]:
-    return [output.name() for output in build_request("x", cast(Options, options))["outputs"]]
+    return [output.name for output in build_request("x", cast(Options, options)).outputs]
 
 
 def response(
@@ -30,8 +31,9 @@ def response(
     words: list[bytes] | None = None,
     final: bool = False,
     **parameters: int | str,
-) -> InferResult:
-    message = service_pb2.ModelInferResponse()
+) -> service_pb2.ModelStreamInferResponse:
+    stream_response = service_pb2.ModelStreamInferResponse()
+    message = stream_response.infer_response
     if audio is not None:
         kind = {"float32": "FP32", "int16": "INT16"}[audio.dtype.name]
         message.outputs.add(name="AUDIO", datatype=kind, shape=audio.shape)
@@ -46,7 +48,7 @@ def response(
             message.parameters[name].string_param = value
         else:
             message.parameters[name].int64_param = value
-    return InferResult(message)
+    return stream_response
 
 
 def test_only_the_text_is_sent_when_nothing_else_is_asked_for() -> None:
@@ -110,7 +112,7 @@ def test_a_response_becomes_a_chunk() -> None:
     words = [json.dumps({"text": "schön", "start": 0.16}, ensure_ascii=False).encode()]
     reply = read_reply(response(audio, words, first_frame=2), 0.25)
     assert reply.chunk is not None
-    assert not reply.final
+    assert reply.finish_reason is None
     np.testing.assert_array_equal(reply.chunk.audio, audio)
     assert reply.chunk.audio.flags.writeable  # the caller's own, not a view of the message
     assert reply.chunk.words == (Word("schön", 0.16),)
@@ -127,14 +129,20 @@ def test_a_server_may_leave_out_words_and_frame() -> None:
 @pytest.mark.parametrize("audio", [None, np.zeros(0, np.float32)])
 def test_the_last_response_may_be_empty(audio: np.ndarray[Any, Any] | None) -> None:
     reply = read_reply(response(audio, final=True, finish_reason="length"), 0)
-    assert (reply.chunk, reply.final, reply.finish_reason) == (None, True, "length")
+    assert (reply.chunk, reply.finish_reason) == (None, "length")
     assert read_reply(response(audio, final=True), 0).finish_reason is None
 
 
 def test_audio_may_come_with_the_end() -> None:
     reply = read_reply(response(np.ones(2, np.float32), final=True, finish_reason="stop"), 0)
     assert reply.chunk is not None
-    assert (reply.final, reply.finish_reason) == (True, "stop")
+    assert reply.finish_reason == "stop"
+
+
+def test_a_reported_failure_is_raised() -> None:
+    failed = service_pb2.ModelStreamInferResponse(error_message="INVALID_ARG: TEXT: no words")
+    with pytest.raises(InvalidArgument, match=r"^TEXT: no words$"):
+        read_reply(failed, 0)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +157,7 @@ def test_audio_may_come_with_the_end() -> None:
         (response(np.zeros(2, np.float32), [b"\xff"]), "WORDS"),
     ],
 )
-def test_what_breaks_the_contract_is_a_server_error(result: InferResult, message: str) -> None:
+def test_what_breaks_the_contract_is_a_server_error(result: service_pb2.ModelStreamInferResponse, message: str) -> None:
     with pytest.raises(ServerError, match=message):
         read_reply(result, 0)
 

@@ -190,19 +190,43 @@ def test_leaving_early_cancels(server: Server) -> None:
 
 
 def readers() -> list[threading.Thread]:
-    """tritonclient's threads, one for each open stream."""
-    return [thread for thread in threading.enumerate() if "_process_response" in thread.name]
+    """The blocking client's threads, one for each open stream."""
+    return [thread for thread in threading.enumerate() if thread.name == "dia2-stream"]
 
 
 def test_a_dropped_stream_is_cancelled(server: Server) -> None:
-    before = len(readers())
     with Client(server.grpc_url) as client:
         stream = client.stream(LONG)
         next(stream)
-        assert len(readers()) == before + 1
+        (reader,) = set(readers())
         del stream
         gc.collect()
-        assert len(readers()) == before
+        reader.join(30)  # it ends with the call
+        assert not reader.is_alive()
+
+
+def test_an_open_stream_keeps_its_client(server: Server) -> None:
+    stream = Client(server.grpc_url).stream(SHORT)
+    gc.collect()
+    assert samples(list(stream)).size
+
+
+def test_nothing_is_left_behind(server: Server) -> None:
+    with Client(server.grpc_url) as client:
+        for attempt in range(5):
+            client.say(SHORT, max_seconds=0.3)
+            with pytest.raises(InvalidArgument):
+                client.say("")
+            with client.stream(LONG) as stream:
+                if attempt:
+                    next(stream)
+        for reader in readers():
+            reader.join(30)
+        assert readers() == []
+    for thread in threading.enumerate():  # gRPC's own threads: the one that sends the request, for instance
+        if thread is not threading.current_thread():
+            thread.join(30)
+            assert not thread.is_alive(), thread
 
 
 def test_an_open_stream_does_not_keep_python_from_exiting(server: Server) -> None:
