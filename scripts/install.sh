@@ -4,7 +4,7 @@
 #   install.sh --env DIR --device cpu|cuda [--reuse]
 #       Makes DIR: a virtual environment with an embedded Triton under DIR/triton. Quick when DIR is up to date.
 #       --reuse takes what the Python at hand already has (torch, transformers) and installs only what is missing.
-#   install.sh --container
+#   install.sh --container --device cpu|cuda
 #       Installs into the Python of a Triton container image, which brings the server and its numpy.
 #
 # The Python is $PYTHON, or python3. Set PIP_NO_INDEX and PIP_FIND_LINKS to install from a folder of wheels.
@@ -61,7 +61,8 @@ stamp() {
     {
         "$python" -c 'import sys; print(sys.version, sys.executable)'
         echo "$root $env $device $reuse"
-        cat "${BASH_SOURCE[0]}" "$root/requirements.lock" "$root/pyproject.toml"
+        cat "${BASH_SOURCE[0]}" "$root/requirements.lock"
+        [[ $reuse == no ]] || loose_requirements
     } | sha256sum
 }
 
@@ -75,28 +76,43 @@ for path in sys.argv[1:]:
 PY
 }
 
-pip() { "$env/bin/python" -m pip "$@"; }
+pip() { "$env_python" -m pip "$@"; }
 
 install_packages() {
     if [[ $reuse == yes ]]; then
         say "installing what $python lacks"
-        "$python" -m venv --system-site-packages "$env"
         loose_requirements >"$env/requirements.txt"
         pip install -qq -r "$env/requirements.txt" "numpy==$NUMPY"
         return
     fi
-    say "installing the locked packages into $env"
-    "$python" -m venv "$env"
+    say "installing the locked packages"
     # The lock is complete, so nothing may be resolved behind its back.
     pip install -qq --no-deps -r "$root/requirements.lock"
+    install_torch -c "$root/requirements.lock"
+}
+
+install_torch() {
     say "installing torch $TORCH for $device"
     if [[ $device == cuda ]]; then
-        pip install -qq -c "$root/requirements.lock" "torch==$TORCH"
+        pip install -qq "$@" "torch==$TORCH"
     else
         # Plain "torch" from PyPI is the CUDA build, gigabytes that a CPU cannot use.
         pip install -qq --no-deps "torch==$TORCH+cpu" 2>/dev/null ||
             pip install -qq --no-deps --index-url "$CPU_INDEX" "torch==$TORCH"
     fi
+}
+
+# The image is ours, so its Python need not be protected; its numpy fits its server and stays.
+install_into_container() {
+    local lock
+    export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1
+    lock=$(mktemp)
+    grep -v '^numpy==' "$root/requirements.lock" >"$lock"
+    # Not uninstalling what is there first: the distribution's own packages cannot be.
+    pip install -qq --no-deps --ignore-installed -r "$lock"
+    install_torch -c "$lock"
+    rm "$lock"
+    link_checkout
 }
 
 install_triton() {
@@ -111,34 +127,36 @@ install_triton() {
 
 # What `pip install -e` would do, less its build step. Triton's Python ignores PYTHONPATH but reads .pth files.
 link_checkout() {
-    local site command module
-    site=$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    local site bin command module
+    site=$("$env_python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    bin=$("$env_python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
     printf '%s\n' "$root" "$root/client" >"$site/stream-dia2.pth"
     while read -r command module; do
-        printf '#!%s\nimport sys\n\nfrom %s import main\n\nsys.exit(main())\n' "$env/bin/python" "$module" >"$env/bin/$command"
-        chmod +x "$env/bin/$command"
+        printf '#!%s\nimport sys\n\nfrom %s import main\n\nsys.exit(main())\n' "$env_python" "$module" >"$bin/$command"
+        chmod +x "$bin/$command"
     done <<<$'dia2-say dia2_client.cli\ndia2-voice dia2_engine.voice.cli'
 }
 
+[[ $device =~ ^(cpu|cuda)$ ]] || die "--device cpu|cuda is required"
 if [[ $container == yes ]]; then
-    # The image's Python is its own business to protect, and this image is ours.
-    export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1
-    grep -v '^numpy==' "$root/requirements.lock" >/tmp/requirements.lock
-    "$python" -m pip install --no-deps -r /tmp/requirements.lock
-    "$python" -m pip install -c /tmp/requirements.lock "torch==$TORCH"
-    rm /tmp/requirements.lock
+    env_python=$(command -v "$python")
+    install_into_container
     exit
 fi
 
-[[ -n $env && $device =~ ^(cpu|cuda)$ ]] || die "--env DIR and --device cpu|cuda are required"
+[[ -n $env ]] || die "--env DIR is required"
 mkdir -p "$(dirname "$env")"
 env=$(cd "$(dirname "$env")" && pwd)/$(basename "$env")
+env_python=$env/bin/python
 exec 9>"$env.lock"
 flock 9 # two launches at once: the second waits and finds it done
 if [[ $(cat "$env/stamp" 2>/dev/null) != "$(stamp)" ]]; then
     check_machine
     [[ ! -e $env || -e $env/pyvenv.cfg ]] || die "$env exists and is no virtual environment"
     rm -rf "$env"
+    site_packages=()
+    [[ $reuse == no ]] || site_packages=(--system-site-packages)
+    "$python" -m venv "${site_packages[@]}" "$env"
     install_packages
     install_triton
     link_checkout

@@ -183,7 +183,8 @@ over HTTP (one JSON object per chunk)
 
 measure it (perf_analyzer comes with: pip install tritonclient==2.47.0)
 
-    perf_analyzer -m dia2_stream -i grpc --streaming -u {addresses["grpc"]} --shape TEXT:1 --string-data "Hello there."
+    echo '{{"data": [{{"TEXT": ["[S1] Hello there."]}}]}}' > say.json
+    perf_analyzer -m dia2_stream -i grpc --async --streaming -u {addresses["grpc"]} --input-data say.json
 
 and watch it at http://{addresses["metrics"]}/metrics. Ctrl-C stops it.
 """, flush=True)  # fmt: skip
@@ -196,7 +197,7 @@ def run_container(args: argparse.Namespace, environ: dict[str, str]) -> int:
     if subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True).returncode:
         say(f"building the image {IMAGE} (once; the base image is large)")
         ProcessGroup.run(["docker", "build", "-t", IMAGE, ROOT], environ)
-    command = ["docker", "run", "--rm", "--init"]
+    command = ["docker", "run", "--rm", "--init", "-v", f"{IMAGE}-cache:/var/cache/stream-dia2"]
     if args.device == "cuda" or (args.device == "auto" and Path("/dev/nvidiactl").exists()):
         command += ["--gpus", "all"]
     for name, inside in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):

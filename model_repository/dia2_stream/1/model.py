@@ -162,7 +162,7 @@ def _request(request: Any, max_text_bytes: int) -> Request:
     """The engine's view of a request; only what Triton and the engine cannot check is checked here."""
     text = _text(request, "TEXT", max_text_bytes)
     if text is None:
-        raise InvalidArgument("TEXT: missing; it is required")
+        raise InvalidArgument("TEXT is missing; it is required")
     names = ("seed", "temperature", "top_k", "cfg_scale", "max_seconds")
     options = {name: _scalar(request, name.upper()) for name in names}
     return Request(text, _text(request, "VOICE", MAX_NAME_BYTES), **options)
@@ -178,11 +178,11 @@ def _text(request: Any, name: str, limit_bytes: int) -> str | None:
     if value is None:
         return None
     if len(value) > limit_bytes:
-        raise InvalidArgument(f"{name}: {len(value)} bytes; at most {limit_bytes} are allowed")
+        raise InvalidArgument(f"{name} has {len(value)} bytes; allowed: at most {limit_bytes}")
     try:
         return str(value, "utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{name}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        raise InvalidArgument(f"{name} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _outputs(request: Any) -> tuple[frozenset[str], bool]:
@@ -197,7 +197,7 @@ def _outputs(request: Any) -> tuple[frozenset[str], bool]:
         return named, named == OUTPUTS
     names = frozenset(name.strip() for name in str(chosen).split(","))
     if not names <= OUTPUTS:
-        raise InvalidArgument(f"outputs: {chosen!r}; allowed are {', '.join(sorted(OUTPUTS))}")
+        raise InvalidArgument(f"outputs is {chosen!r}; allowed: {', '.join(sorted(OUTPUTS))}")
     return names, True
 
 

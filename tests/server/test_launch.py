@@ -1,0 +1,163 @@
+"""scripts/launch_triton.sh as its users run it, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import pytest
+
+from .calls import eventually, speak
+from .conftest import FREE_PORTS, INSTALL_S, LAUNCH, ROOT, SETTLE_S, Server, environment, launched, leftovers
+
+pytestmark = pytest.mark.server
+
+LONG = "[S1] " + "This goes on and on and on. " * 40
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def launch(*options: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run the script to its end."""
+    return subprocess.run(
+        [LAUNCH, *options], env=environment(**changes), capture_output=True, text=True, timeout=INSTALL_S
+    )
+
+
+def test_say_speaks_one_line_and_stops(server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "out.wav"
+    done = launch(*FREE_PORTS, "--device", "cpu", "--say", "[S1] Hello there.", out, "--log", tmp_path / "log")
+    assert done.returncode == 0, done.stderr
+    assert "NOISE, NOT SPEECH" in done.stderr
+    with wave.open(str(out)) as audio:
+        assert audio.getframerate() == 24_000
+        assert audio.getnframes() > 0
+
+
+def test_a_second_start_installs_nothing(server: Server) -> None:
+    (env,) = (ROOT / ".cache").glob(f"env-py3.{sys.version_info.minor}-cpu")
+    before = (env / "stamp").stat()
+    install: list[str | Path] = [ROOT / "scripts" / "install.sh", "--env", env, "--device", "cpu"]
+    python = (env / "bin" / "python").resolve()
+    subprocess.run(install, check=True, env=environment(PYTHON=str(python), PIP_NO_INDEX="1", PIP_FIND_LINKS=""))
+    assert (env / "stamp").stat() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "slotz=3"], "slotz=3: not NAME=VALUE with a known NAME"),
+        (["--set", "slots=many"], "slots is 'many'; it must be an integer"),
+        (["--voices", "/no/such/folder"], "that folder does not exist"),
+        (["--docker", "--say", "a", "b"], "--docker goes with neither"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_starts(options: list[str], message: str) -> None:
+    done = launch(*options, "--cache", "/proc/nowhere")
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_help_teaches() -> None:
+    done = launch("--help")
+    assert done.returncode == 0
+    assert "--say" in done.stdout
+    assert "examples:" in done.stdout
+
+
+def test_a_missing_python_is_told() -> None:
+    done = launch(PYTHON="/bin/false")
+    assert done.returncode == 1
+    assert "no Python 3.11 or 3.12 found" in done.stderr
+
+
+def test_a_taken_port_is_told(server: Server) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = launch("--device", "cpu", *FREE_PORTS, "--grpc-port", str(port))
+    assert done.returncode == 1
+    assert f"port {port} is taken; choose another with --grpc-port" in done.stderr
+
+
+def test_a_broken_checkpoint_is_told(server: Server, tmp_path: Path) -> None:
+    done = launch("--device", "cpu", *FREE_PORTS, "--checkpoint", tmp_path, "--log", tmp_path / "log")
+    assert done.returncode == 1
+    assert str(tmp_path) in done.stderr
+    assert "config.json" in done.stderr
+
+
+def test_sigterm_under_load_ends_everything_in_time(server: Server, tmp_path: Path) -> None:
+    with launched(tmp_path, "--set", "slots=2") as loaded:  # two live, one queued
+        calls = [speak(loaded.grpc_url, LONG) for _ in range(3)]
+        assert calls[0].next()
+        loaded.settle(live_streams=2, queued_streams=1)
+        assert loaded.stop() == 128 + signal.SIGTERM
+        for call in calls:  # each caller hears of it
+            while call.next():
+                pass
+            assert call.error is not None
+            call.cancel()
+
+
+def test_control_c_during_start_up_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    launcher = subprocess.Popen(
+        [LAUNCH, *FREE_PORTS, "--device", "cpu", "--log", tmp_path / "log"], stderr=subprocess.DEVNULL
+    )
+    eventually(lambda: list(Path("/dev/shm").glob(f"stream-dia2-{launcher.pid}-*")))  # its model is loading now
+    (child,) = children(launcher.pid)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(SETTLE_S) == INTERRUPTED
+    assert leftovers(launcher.pid, child) == []
+
+
+def test_a_killed_launcher_takes_the_server_along(server: Server, tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    launcher = subprocess.Popen(
+        [LAUNCH, *FREE_PORTS, "--device", "cpu", "--log", tmp_path / "log", "--ready-file", ready],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    eventually(ready.exists)
+    (child,) = children(launcher.pid)
+    launcher.kill()
+    launcher.wait()
+    eventually(lambda: leftovers(launcher.pid, child) == [])
+
+
+def test_docker_is_told_to_run_the_same_settings(tmp_path: Path) -> None:
+    """With a stand-in for docker that notes what it is asked for."""
+    notes = tmp_path / "notes"
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\necho "$@" >>{notes}\n')
+    docker.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = launch(
+        "--docker", "--checkpoint", tmp_path, "--http-port", "8123", "--set", "slots=3", "--device", "cpu", PATH=path
+    )
+    assert done.returncode == 0, done.stderr
+    run = notes.read_text().splitlines()[-1]
+    assert "-p 127.0.0.1:8123:8000 -p 127.0.0.1:8001:8001" in run
+    assert f"-v {tmp_path}:/mnt/checkpoint:ro -e DIA2_CHECKPOINT=/mnt/checkpoint" in run
+    assert "-e DIA2_SLOTS=3" in run
+    assert "--gpus" not in run
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and not yet reaped."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_the_scripts_pass_the_linters() -> None:
+    """Shell scripts and Dockerfile; the linters come with requirements-dev.lock."""
+    scripts = [str(path) for path in sorted((ROOT / "scripts").glob("*.sh"))]
+    for command in (["shellcheck", *scripts], ["hadolint", str(ROOT / "Dockerfile")]):
+        tool = shutil.which(command[0], path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        assert tool, f"{command[0]} is missing"
+        subprocess.run([tool, *command[1:]], check=True)
