@@ -14,14 +14,14 @@ Everything here is plain Python and numpy, so that it can be tested against any 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .text.state_machine import TextMachine
+from .text.state_machine import Entry, TextMachine
 from .types import FinishReason
 
 Boundary = Literal["seamless", "reference"]
@@ -231,7 +231,7 @@ class BoundaryStream:
         return ready
 
 
-def steps_needed(machine: TextMachine, prefix_frames: int, max_delay: int, tail_frames: int) -> int:
-    """Fewest columns in which `machine`'s entries can be spoken after the prefix, delay and tail included."""
-    text = sum(entry.padding + 1 if entry.tokens else entry.padding for entry in machine.entries)
+def steps_needed(entries: Iterable[Entry], prefix_frames: int, max_delay: int, tail_frames: int) -> int:
+    """Fewest columns in which `entries` can be spoken after the prefix, delay and tail included."""
+    text = sum(entry.padding + 1 if entry.tokens else entry.padding for entry in entries)
     return prefix_frames + text + tail_frames + max_delay

@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable
 
 from .config import EngineConfig
-from .engine import Engine, Stream
+from .engine import Engine
 from .errors import Cancelled, Dia2Error, InternalError, Unavailable
+from .stream import Stream
 from .telemetry import Telemetry
 from .types import Event, Failed, Finished, Request
 

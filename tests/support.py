@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dia2_engine import AudioChunk, Engine, EngineConfig, Event, Failed, Finished, Request, Telemetry
-from dia2_engine.engine import Stream
+from dia2_engine.stream import Stream
 
 VECTORS = Path(__file__).parent / "data" / "parity"
 LINE = "[S1] Hello there, how can I help you today?"
@@ -54,7 +54,7 @@ class Recorder:
         self.events.setdefault(stream, []).append(event)
 
     def ended(self, stream: Stream) -> bool:
-        events = self.events.get(stream)
+        events = self.events.get(stream, [])
         return bool(events) and isinstance(events[-1], Finished | Failed)
 
     def audio(self, stream: Stream) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ def load_clip(path: Path, sample_rate: int) -> NDArray[np.float32]:
     """
     try:
         channels, rate = soundfile.read(path, dtype="float32", always_2d=True)  # [n, channels]
-    except (OSError, soundfile.LibsndfileError) as error:
+    except (OSError, TypeError, soundfile.LibsndfileError) as error:
         raise ConfigError(f"{path}: cannot be read as audio: {error}") from None
     if not len(channels):
         raise ConfigError(f"{path}: holds no samples")

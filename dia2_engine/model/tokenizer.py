@@ -1,12 +1,12 @@
 """The checkpoint's tokenizer: `tokenizer.json`, read by the `tokenizers` library alone.
 
-`transformers` is asked only to convert an older tokenizer that has no such file: importing it costs seconds.
+`transformers` is asked only where that file does not hold everything: importing it costs seconds.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -25,14 +25,7 @@ def load_tokenizer(files: CheckpointFiles) -> tuple[Encode, TextTokens]:
     """
     config, folder = files.config, files.tokenizer
     try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            bos = _bos(json.loads((folder / "tokenizer_config.json").read_text("utf-8")), tokenizer)
-        else:
-            from transformers import AutoTokenizer
-
-            converted = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-            tokenizer, bos = converted.backend_tokenizer, converted.bos_token_id
+        tokenizer, bos = _read(folder)
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{folder}: no usable tokenizer: {error}") from None
     vocab = tokenizer.get_vocab(with_added_tokens=True)
@@ -55,7 +48,18 @@ def load_tokenizer(files: CheckpointFiles) -> tuple[Encode, TextTokens]:
     return encode, tokens
 
 
-def _bos(settings: dict[str, Any], tokenizer: Tokenizer) -> int | None:
-    token = settings.get("bos_token")
-    content = token.get("content") if isinstance(token, dict) else token
-    return None if content is None else tokenizer.token_to_id(content)
+def _read(folder: Path) -> tuple[Tokenizer, int | None]:
+    file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if file.is_file():
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if tokenizer.token_to_id("[S1]") is not None:
+            token = json.loads(settings.read_text("utf-8")).get("bos_token") if settings.is_file() else None
+            content = token.get("content") if isinstance(token, dict) else token
+            return tokenizer, None if content is None else tokenizer.token_to_id(content)
+    # An older tokenizer, or one whose speaker tags are in its settings only.
+    from transformers import AutoTokenizer
+
+    converted = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return converted.backend_tokenizer, converted.bos_token_id

@@ -12,6 +12,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+MAX_PADDING_STEPS = 6  # longest wait between words; the reference's setting, which the model was trained with
+INITIAL_PADDING_STEPS = 2  # wait before the first word, where no prefix stands in front of it
+
 
 @dataclass(frozen=True)
 class TextTokens:

@@ -9,17 +9,18 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..config import EngineConfig
-from ..engine import NO_VOICE
 from ..errors import ConfigError
-from .plan import PrefixPlan
+from ..model.checkpoint import find_checkpoint
 from .recording import Findings, check_recording
 from .timing import read_words, transcribe
-from .voice import PreparedVoice, VoiceSource, list_voices, load_voice_folder, read_clip, voice_source
-from .workshop import Report, Workshop
+from .voice import NO_VOICE, PreparedVoice, VoiceSource, list_voices, load_voice_folder, read_clip, voice_source
+from .workshop import Layout, Workshop
+
+LARGE_SHARE = 0.5  # of the context
 
 _DESCRIPTION = """\
 A voice is one or two short clips (a few seconds each) of clear, dry speech, and the times at which their words are
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = EngineConfig(
             args.checkpoint, mimi=args.mimi, cooldown_frames=args.cooldown_frames, fade_ms=args.fade_ms
         )
-        workshop = Workshop(settings)
+        workshop = Workshop(find_checkpoint(args.checkpoint, args.mimi or None, weights=False), settings)
         return _prepare(args, workshop) if args.command == "prepare" else _check(args, workshop)
     except (ConfigError, OSError) as error:
         print(f"dia2-voice: error: {error}", file=sys.stderr)
@@ -143,11 +144,9 @@ def _prepare(args: argparse.Namespace, workshop: Workshop) -> int:
     voice = VoiceSource(name, source.clips)
     found = _check_clips(clips, voice)
     if found.errors:
-        return _print(Report(name, found=found))
+        return _print(Report(name, found))
     prepared = workshop.prepare(voice)
-    report = workshop.examine(prepared)
-    report.found.warnings[:0] = found.warnings
-    _print(report)
+    _print(_report(prepared, workshop, found))
     args.out.mkdir(parents=True, exist_ok=True)
     if args.folder:
         _write_folder(out, sources, source, solo=args.solo)
@@ -218,11 +217,11 @@ def _write_folder(out: Path, paths: Sequence[Path], source: VoiceSource, *, solo
 def _check(args: argparse.Namespace, workshop: Workshop) -> int:
     status = 0
     for path in _voices(args.path):
-        report = Report(path.stem if path.suffix == ".safetensors" else path.name)
         try:
             report = _examine(path, workshop)
         except ConfigError as error:
-            report.found.errors.append(str(error))
+            name = path.stem if path.suffix == ".safetensors" else path.name
+            report = Report(name, Findings(errors=[str(error)]))
         status = max(status, _print(report))
     return status
 
@@ -243,17 +242,34 @@ def _voices(paths: Sequence[Path]) -> list[Path]:
 
 def _examine(path: Path, workshop: Workshop) -> Report:
     if not path.is_dir():
-        return workshop.examine(workshop.load(path))
+        return _report(workshop.load(path), workshop, Findings())
     source = load_voice_folder(path.resolve(), workshop.sample_rate)
     found = _check_clips([path / clip.source for clip in source.clips], source)
     if found.errors:
-        return Report(source.name, found=found)
-    report = workshop.examine(workshop.prepare(source))
-    report.found.warnings[:0] = found.warnings
-    return report
+        return Report(source.name, found)
+    return _report(workshop.prepare(source), workshop, found)
 
 
 # ---- both
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a voice lies on the model's columns, as far as it got, and what is wrong with it."""
+
+    name: str
+    found: Findings
+    voice: PreparedVoice | None = None
+    layout: Layout | None = None
+
+
+def _report(voice: PreparedVoice, workshop: Workshop, found: Findings) -> Report:
+    """Lay a voice out as a server will. Raises ConfigError if it cannot be served."""
+    layout = workshop.lay_out(voice)
+    share = layout.plan.frames / workshop.model.max_context_steps
+    if share > LARGE_SHARE:
+        found.warnings.append(f"it takes {share:.0%} of the model's context; a few seconds of speech do")
+    return Report(voice.name, found, voice, layout)
 
 
 def _check_clips(paths: Sequence[Path], source: VoiceSource) -> Findings:
@@ -270,8 +286,8 @@ def _check_clips(paths: Sequence[Path], source: VoiceSource) -> Findings:
 def _print(report: Report) -> int:
     """Print a report; returns the exit status it stands for."""
     print(f"{report.name}:")
-    if report.voice and report.plan:
-        _print_plan(report.voice, report.plan, report)
+    if report.voice and report.layout:
+        _print_layout(report.voice, report.layout)
     for label, lines in (("error", report.found.errors), ("warning", report.found.warnings)):
         for line in lines:
             print(f"  {label}: {line}")
@@ -280,15 +296,16 @@ def _print(report: Report) -> int:
     return 1 if report.found.errors else 0
 
 
-def _print_plan(voice: PreparedVoice, plan: PrefixPlan, report: Report) -> None:
+def _print_layout(voice: PreparedVoice, layout: Layout) -> None:
+    plan, cut = layout.plan, layout.prefix.cut
     words = iter(zip(plan.entries, plan.new_word_steps, strict=True))
     for index, (clip, frames) in enumerate(zip(voice.words, voice.clip_frames, strict=True)):
-        print(f"  speaker {index + 1}: {frames} frames, {frames / report.frame_rate:.2f} s")
+        print(f"  speaker {index + 1}: {frames} frames")
         for word, (_, step) in zip(clip, words, strict=False):
             print(f"    frame {step:4}   {word.start:6.2f} s   {word.text}")
-    print(f"  length: {plan.frames} frames (P), {plan.frames / report.frame_rate:.2f} s")
-    print(f"  cut: frame {report.cut}; {plan.frames - report.cut} frames are fed again with each request's words ahead")
-    print(f"  left for speech: {report.left_s:.1f} s of the model's context")
+    print(f"  length: {plan.frames} frames (P)")
+    print(f"  cut: frame {cut}; {plan.frames - cut} frames are fed again with each request's words ahead")
+    print(f"  left for speech: {layout.left_s:.1f} s of the model's context")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ..errors import ConfigError
 from .plan import TimedWord
 
 FORMAT = "dia2-voice-1"
+NO_VOICE = "none"  # reserved: the model's own voice, which differs from request to request
 CODEC = "codec_sha256"  # provenance key: which codec made the tokens
 EncodeAudio = Callable[[NDArray[np.float32]], NDArray[np.int64]]  # samples [n] -> tokens [C, ceil(n / frame_samples)]
 

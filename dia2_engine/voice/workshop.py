@@ -1,92 +1,89 @@
-"""Preparing and examining voices for one checkpoint, without loading the language model or needing a GPU."""
+"""Where voices meet a checkpoint: preparing, loading and laying them out, without the language model or a GPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..boundary import build_prefix
+from ..boundary import Prefix, build_prefix
 from ..config import EngineConfig
-from ..engine import INITIAL_PADDING_STEPS, MAX_PADDING_STEPS, NO_VOICE
 from ..errors import ConfigError
-from ..model.checkpoint import find_checkpoint
+from ..model.checkpoint import CheckpointFiles
 from ..model.encoder import MimiEncoder
 from ..model.mimi import load_mimi_config
 from ..model.tokenizer import load_tokenizer
-from ..text.state_machine import TextMachine
+from ..text.state_machine import INITIAL_PADDING_STEPS, MAX_PADDING_STEPS, TextMachine
 from .plan import PrefixPlan
 from .prepare import Preparation, align_voice, prepare_voice
-from .recording import Findings
-from .voice import PreparedVoice, VoiceSource, codec_sha256, load_prepared
-
-LARGE_SHARE = 0.5  # of the context
+from .voice import NO_VOICE, PreparedVoice, VoiceSource, codec_sha256, load_prepared, load_voice_folder
 
 
-@dataclass
-class Report:
-    """How a voice lies on the model's columns, and what is wrong with it."""
+@dataclass(frozen=True)
+class Layout:
+    """A voice on the model's columns."""
 
-    name: str
-    voice: PreparedVoice | None = None
-    plan: PrefixPlan | None = None
-    cut: int = 0  # first column that depends on the request
-    frame_rate: float = 0.0
-    left_s: float = 0.0  # speech that fits behind it
-    found: Findings = field(default_factory=Findings)
+    plan: PrefixPlan
+    prefix: Prefix
+    left_s: float  # speech that fits behind it
 
 
 class Workshop:
-    """A checkpoint's tokenizer, shapes and codec: all that preparing a voice needs. Raises ConfigError."""
+    """A checkpoint's tokenizer, shapes and codec: all that voices need of it. Raises ConfigError."""
 
-    def __init__(self, settings: EngineConfig) -> None:
-        self.files = find_checkpoint(settings.checkpoint, settings.mimi or None, weights=False)
-        self.encode, self.tokens = load_tokenizer(self.files)
-        codec = load_mimi_config(self.files.mimi / "config.json")
+    def __init__(self, files: CheckpointFiles, settings: EngineConfig) -> None:
+        self.files, self.model = files, files.config
+        self.encode, tokens = load_tokenizer(files)
+        codec = load_mimi_config(files.mimi / "config.json")
         self.sample_rate, self.frame_rate = codec.sample_rate, codec.frame_rate
+        self.seamless = settings.boundary == "seamless"
+        self.machine = TextMachine(
+            tokens,
+            lookahead_words=self.model.lookahead_words,
+            max_padding=MAX_PADDING_STEPS,
+            initial_padding=INITIAL_PADDING_STEPS,
+        )  # without a word yet; copy it
         self._how = Preparation(
             sample_rate=codec.sample_rate,
             frame_samples=codec.frame_samples,
             cooldown_frames=settings.cooldown_frames,
             fade_ms=settings.fade_ms,
-            codec_sha256=codec_sha256(self.files.mimi),
+            plain=not self.seamless,
+            codec_sha256=codec_sha256(files.mimi),
         )
 
     @cached_property
     def _encoder(self) -> MimiEncoder:
-        return MimiEncoder.load(self.files.mimi, codebooks=self.files.config.codebooks)
+        return MimiEncoder.load(self.files.mimi, codebooks=self.model.codebooks)
 
     def prepare(self, source: VoiceSource) -> PreparedVoice:
         """Encode a voice's clips."""
         return prepare_voice(source, self.encode, self._encoder.encode, self._how)
 
     def load(self, path: Path) -> PreparedVoice:
-        """Read a prepared voice as the server will."""
-        config = self.files.config
-        return load_prepared(path, config.codebooks, config.codec_vocab, codec=self._how.codec_sha256)
+        """A voice from its folder (encoded now) or its prepared file."""
+        if path.is_dir():
+            return self.prepare(load_voice_folder(path, self.sample_rate))
+        model = self.model
+        return load_prepared(path, model.codebooks, model.codec_vocab, codec=self._how.codec_sha256)
 
-    def examine(self, voice: PreparedVoice) -> Report:
-        """Align the voice and count what it leaves for a request. Raises ConfigError if it cannot be served."""
-        config = self.files.config
+    def lay_out(self, voice: PreparedVoice) -> Layout:
+        """Align a voice and feed its text up to the cut. Raises ConfigError if it cannot be served safely."""
+        model = self.model
         if voice.name == NO_VOICE:
             raise ConfigError(f"the voice name {NO_VOICE!r} is reserved")
-        machine = TextMachine(
-            self.tokens,
-            lookahead_words=config.lookahead_words,
-            max_padding=MAX_PADDING_STEPS,
-            initial_padding=INITIAL_PADDING_STEPS,
-        )
-        plan = align_voice(voice, self.encode, machine, self.frame_rate)
-        machine.entries.extend(plan.entries)
-        left_s = (config.max_context_steps - plan.frames - config.max_delay - MAX_PADDING_STEPS) / self.frame_rate
+        if voice.tokens.max() >= model.codec_vocab:
+            raise ConfigError(
+                f"voice {voice.name!r} has the audio id {voice.tokens.max()}; the model knows 0..{model.codec_vocab - 1}"
+            )
+        plan = align_voice(voice, self.encode, self.machine, self.frame_rate, check=self.seamless)
+        left_s = (model.max_context_steps - plan.frames - model.max_delay - MAX_PADDING_STEPS) / self.frame_rate
         if left_s < 1:
             raise ConfigError(
-                f"voice {voice.name!r} takes {plan.frames} of the model's {config.max_context_steps} steps of context "
+                f"voice {voice.name!r} takes {plan.frames} of the model's {model.max_context_steps} steps of context "
                 "and leaves no room for a request; use shorter clips"
             )
-        prefix = build_prefix(machine, voice.tokens, plan.new_word_steps, config.delays, config.audio_bos)
-        report = Report(voice.name, voice, plan, prefix.cut, self.frame_rate, left_s)
-        if plan.frames > LARGE_SHARE * config.max_context_steps:
-            share = plan.frames / config.max_context_steps
-            report.found.warnings.append(f"it takes {share:.0%} of the model's context; a few seconds of speech do")
-        return report
+        machine = self.machine.copy()
+        machine.entries.extend(plan.entries)
+        prefix = build_prefix(machine, voice.tokens, plan.new_word_steps, model.delays, model.audio_bos)
+        return Layout(plan, prefix, left_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from dia2_engine import AudioChunk, Engine, Event, Failed, Finished, Request
+from dia2_engine import Engine, Finished, Request
 from dia2_engine.audio.io import load_clip
-from dia2_engine.engine import Stream
 from dia2_engine.model.encoder import MimiEncoder
 from dia2_engine.model.sampling import SamplingRows, distribution
 from dia2_engine.text.parser import parse_script
 from dia2_engine.text.state_machine import Entry, TextMachine
 from dia2_engine.voice.plan import TimedWord, plan_prefix
 from dia2_engine.voice.voice import PreparedVoice, parse_words
+from tests.support import audio_of, speak, tokens_of, words_of
 
 from .conftest import Vectors
 
@@ -70,29 +70,9 @@ def voice(vectors: Vectors, name: str, tokens: torch.Tensor, engine: Engine, coo
     return PreparedVoice(name, tokens.numpy(), tuple(words for _, words in found), tuple(lengths), {})
 
 
-def run(engine: Engine, request: Request) -> tuple[Stream, list[Event]]:
-    """Speak one request to its end, as a worker would."""
-    events: list[Event] = []
-    stream = engine.parse(request)
-    engine.start(stream)
-    while not (events and isinstance(events[-1], Finished | Failed)):
-        engine.step([stream], lambda _, event: events.append(event))
-    assert isinstance(events[-1], Finished), events[-1]
-    return stream, events
-
-
-def aligned(stream: Stream) -> np.ndarray[Any, Any]:
-    first, count = stream.boundary.first_frame, stream.boundary.frames_out
-    assert first is not None
-    return np.stack([stream.boundary.grid.frame(first + i) for i in range(count)], axis=1)
-
-
-def audio(events: list[Event]) -> np.ndarray[Any, Any]:
-    return np.concatenate([event.audio for event in events if isinstance(event, AudioChunk)])
-
-
-def words(events: list[Event]) -> list[tuple[str, float]]:
-    return [(w.text, w.start_s) for event in events if isinstance(event, AudioChunk) for w in event.words]
+def assert_words(got: list[tuple[str, float]], want: Sequence[tuple[str, float]]) -> None:
+    assert [text for text, _ in got] == [text for text, _ in want]
+    assert [start for _, start in got] == pytest.approx([start for _, start in want])
 
 
 def same_tokens(got: np.ndarray[Any, Any], want: torch.Tensor, margin: float) -> bool:
@@ -108,26 +88,31 @@ def same_tokens(got: np.ndarray[Any, Any], want: torch.Tensor, margin: float) ->
 # ---- text
 
 
+def parse(engine: Engine, lines: Sequence[str]) -> list[Entry]:
+    shop = engine.workshop
+    return parse_script(lines, shop.encode, shop.machine.tokens, shop.frame_rate)
+
+
 @over("parse")
 def test_entries(vectors: Vectors, case: int, engines: dict[Any, Engine]) -> None:
     engine, golden = engine_for(engines, vectors, "cpu"), vectors.cases["parse"][case]
-    entries = parse_script([golden["script"]], engine._encode, engine.tokens, 1 / engine.frame_s)
+    entries = parse(engine, [golden["script"]])
     assert entries_as_json(entries) == golden["entries"]
 
 
 @over("parse_lines")
 def test_entries_of_lines(vectors: Vectors, case: int, engines: dict[Any, Engine]) -> None:
     engine, golden = engine_for(engines, vectors, "cpu"), vectors.cases["parse_lines"][case]
-    entries = parse_script(golden["lines"], engine._encode, engine.tokens, 1 / engine.frame_s)
+    entries = parse(engine, golden["lines"])
     assert entries_as_json(entries) == golden["entries"]
 
 
 @over("machine")
 def test_state_machine(vectors: Vectors, case: int, engines: dict[Any, Engine]) -> None:
     engine, golden = engine_for(engines, vectors, "cpu"), vectors.cases["machine"][case]
-    entries = parse_script([golden["script"]], engine._encode, engine.tokens, 1 / engine.frame_s)
+    entries = parse(engine, [golden["script"]])
     machine = TextMachine(
-        engine.tokens,
+        engine.workshop.machine.tokens,
         entries,
         lookahead_words=golden["ahead"],
         max_padding=6,
@@ -146,7 +131,10 @@ def test_state_machine(vectors: Vectors, case: int, engines: dict[Any, Engine]) 
 
 def test_token_ids(vectors: Vectors, engines: dict[Any, Engine]) -> None:
     engine, golden = engine_for(engines, vectors, "cpu"), vectors.cases["token_ids"]
-    got = {name: getattr(engine.tokens, name) for name in ("new_word", "pad", "bos", "zero", "spk1", "spk2")}
+    got = {
+        name: getattr(engine.workshop.machine.tokens, name)
+        for name in ("new_word", "pad", "bos", "zero", "spk1", "spk2")
+    }
     got |= {"audio_pad": engine.model_config.audio_pad, "audio_bos": engine.model_config.audio_bos}
     assert got == golden
 
@@ -162,7 +150,7 @@ def test_plans(vectors: Vectors, engines: dict[Any, Engine]) -> None:
         tokens = [encoder.encode(load_clip(vectors.folder / file, engine.sample_rate)) for file, _ in found]
         lengths = [clip.shape[1] for clip in tokens]
         timed = [(clip_words, frames) for (_, clip_words), frames in zip(found, lengths, strict=True)]
-        plan = plan_prefix(timed, engine._encode, 1 / engine.frame_s, fit=False)
+        plan = plan_prefix(timed, engine.workshop.encode, 1 / engine.frame_s, fit=False)
         assert plan.frames == golden["frames"]
         assert list(plan.new_word_steps) == golden["new_word_steps"]
         assert entries_as_json(list(plan.entries)) == golden["entries"]
@@ -233,18 +221,20 @@ def test_generation(vectors: Vectors, device: str, case: int, engines: dict[Any,
     if name and name not in engine.voices:
         tokens = tensors[f"plan.{name}.audio_tokens"]
         engine.voices[name] = engine.add_voice(voice(vectors, name, tokens, engine, 0))
-    stream, events = run(engine, Request(golden["script"], voice=name or "none", seed=1, cfg_scale=golden["cfg_scale"]))
-    assert same_tokens(aligned(stream), tensors[f"gen.{case}.aligned_tokens"], golden["min_margin"])
+    stream, events = speak(
+        engine, Request(golden["script"], voice=name or "none", seed=1, cfg_scale=golden["cfg_scale"])
+    )
+    assert same_tokens(tokens_of(stream), tensors[f"gen.{case}.aligned_tokens"], golden["min_margin"])
     delayed = tensors[f"gen.{case}.delayed_tokens"].numpy()
     grid = stream.boundary.grid
     for codebook, delay in enumerate(grid.delays):  # cells before a codebook's first frame are noise nobody reads
         got = grid.cells[codebook, delay : delayed.shape[1]]
         np.testing.assert_array_equal(got, delayed[codebook, delay:])
     assert (stream.boundary.first_frame or 0) == golden["first_word_frame"]
-    assert words(events) == [(text, pytest.approx(start)) for text, start in golden["timestamps"]]
+    assert_words(words_of(events), golden["timestamps"])
     if f"gen.{case}.waveform" in tensors:
         waveform = tensors[f"gen.{case}.waveform"].numpy()
-        np.testing.assert_allclose(audio(events), waveform, rtol=0, atol=LOGIT_TOLERANCE)
+        np.testing.assert_allclose(audio_of(events), waveform, rtol=0, atol=LOGIT_TOLERANCE)
 
 
 @over("seamless")
@@ -256,12 +246,11 @@ def test_seamless(vectors: Vectors, device: str, case: int, engines: dict[Any, E
     name = f"{golden['prefix']}-{case}"
     prepared = voice(vectors, golden["prefix"], tokens, engine, golden["cooldown_frames"])
     engine.voices[name] = engine.add_voice(prepared)
-    stream, events = run(engine, Request(golden["script"], voice=name, seed=1, cfg_scale=golden["cfg_scale"]))
-    assert same_tokens(aligned(stream), tensors[f"seamless.{case}.aligned_tokens"], golden["min_margin"])
+    stream, events = speak(engine, Request(golden["script"], voice=name, seed=1, cfg_scale=golden["cfg_scale"]))
+    assert same_tokens(tokens_of(stream), tensors[f"seamless.{case}.aligned_tokens"], golden["min_margin"])
     assert stream.boundary.first_frame == tokens.shape[1]
     assert events[-1] == Finished("stop", golden["frames"])
-    frame_s = engine.frame_s
-    assert words(events) == [(text, pytest.approx(frame * frame_s)) for text, frame in golden["words"]]
+    assert_words(words_of(events), [(text, frame * engine.frame_s) for text, frame in golden["words"]])
 
 
 # ---- codec

@@ -227,9 +227,8 @@ def test_reference_streams_stay_legal(deployment: Setting, script: str, seed: in
 def test_budget_is_the_fewest_steps(deployment: Setting, script: str, seed: int) -> None:
     """Admission refuses exactly what cannot end with `stop` within the context, whatever the model does."""
     prefix = deployment.prefix
-    lengths = machine(deployment.lookahead)
-    lengths.entries.extend(parse_script([script], encode, TOKENS, FRAME_RATE))
-    needed = steps_needed(lengths, prefix.frames if prefix else 0, max(deployment.delays), TAIL)
+    entries = parse_script([script], encode, TOKENS, FRAME_RATE)
+    needed = steps_needed(entries, prefix.frames if prefix else 0, max(deployment.delays), TAIL)
     stream = deployment.open(script, boundary="seamless", kick=True, max_frames=10_000)
     played = play(stream, seed)
     if stream.end == "stop":

@@ -19,7 +19,8 @@ from dia2_engine import (
     InvalidArgument,
     Request,
 )
-from dia2_engine.engine import Stream
+from dia2_engine.boundary import Ids
+from dia2_engine.stream import Stream
 from tests.support import LINE, Recorder, audio_of, make_engine, speak, tokens_of, words_of, write_voices
 
 REQUESTS = [
@@ -73,8 +74,8 @@ def test_same_seed_same_audio_other_seed_other_audio(engine: Engine) -> None:
     first, again, other = (speak(engine, Request(LINE, voice="solo", seed=seed))[1] for seed in (5, 5, 6))
     np.testing.assert_array_equal(audio_of(first), audio_of(again))
     assert not np.array_equal(audio_of(first)[:1920], audio_of(other)[:1920])
-    unseeded = [audio_of(speak(engine, Request(LINE, voice="solo"))[1])[:1920] for _ in range(2)]
-    assert not np.array_equal(*unseeded)
+    unseeded, another = (audio_of(speak(engine, Request(LINE, voice="solo"))[1]) for _ in range(2))
+    assert not np.array_equal(unseeded[:1920], another[:1920])
 
 
 @pytest.mark.parametrize("name", ["solo", "duo"])
@@ -174,9 +175,12 @@ def spoil_prefix_tail(stream: Stream, engine: Engine) -> None:
 
 
 def spoil_frame(stream: Stream, engine: Engine) -> None:
-    stream.boundary.grid.write = lambda column, ids: stream.boundary.grid.cells.__setitem__(  # type: ignore[method-assign]
-        (slice(None), column), engine.model_config.audio_pad
-    )
+    grid = stream.boundary.grid
+
+    def write(column: int, ids: Ids) -> None:
+        grid.cells[:, column] = engine.model_config.audio_pad
+
+    grid.write = write  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from dia2_engine import (
     Unavailable,
     Worker,
 )
-from dia2_engine.engine import Stream
+from dia2_engine.stream import Stream
 from tests.support import LINE, Collector, audio_of, make_config, make_engine, speak
 
 WAIT_S = 60.0
