@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Installs what the tests need (quick when it is there), then lints, checks types and runs the tests.
+#
+#   scripts/test.sh                            everything that needs no GPU
+#   scripts/test.sh tests/unit -k boundary     arguments go to pytest
+#   DEVICE=cuda scripts/test.sh -m gpu         on a machine with an NVIDIA GPU
+#
+# The Python is $PYTHON, or python3; it must be 3.11 or 3.12.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+export PYTHON=${PYTHON:-python3}
+device=${DEVICE:-cpu}
+env=$PWD/.cache/env-py$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-$device
+scripts/install.sh --env "$env" --device "$device"
+"$env/bin/python" -m pip install -qq --disable-pip-version-check --no-deps -r requirements-dev.lock
+
+"$env/bin/ruff" check
+"$env/bin/ruff" format --check
+"$env/bin/mypy"
+exec "$env/bin/python" -m pytest "$@"
