@@ -72,10 +72,9 @@ class Workshop:
         model = self.model
         if voice.name == NO_VOICE:
             raise ConfigError(f"the voice name {NO_VOICE!r} is reserved")
-        if voice.tokens.max() >= model.codec_vocab:
-            raise ConfigError(
-                f"voice {voice.name!r} has the audio id {voice.tokens.max()}; the model knows 0..{model.codec_vocab - 1}"
-            )
+        highest = int(voice.tokens.max())
+        if highest >= model.codec_vocab:
+            raise ConfigError(f"voice {voice.name!r} has the audio id {highest}; allowed: 0..{model.codec_vocab - 1}")
         plan = align_voice(voice, self.encode, self.machine, self.frame_rate, check=self.seamless)
         left_s = (model.max_context_steps - plan.frames - model.max_delay - MAX_PADDING_STEPS) / self.frame_rate
         if left_s < 1:

@@ -35,9 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_command_gives_the_same_bytes_says_what_it_is_and_keeps_what_is_there(
-    demo: Path, tmp_path: Path
-) -> None:
+def test_the_command_gives_the_same_bytes_says_what_it_is_and_keeps_what_is_there(demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "demo"
     command = [sys.executable, str(SCRIPT), str(out)]
     first = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -54,9 +52,7 @@ def test_the_command_gives_the_same_bytes_says_what_it_is_and_keeps_what_is_ther
 
 def test_force_never_replaces_a_folder_that_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path), "--force"], capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), "--force"], capture_output=True, text=True)
     assert result.returncode != 0
     assert "not a checkpoint" in result.stderr
     assert files(tmp_path) == {"precious.txt": b"mine"}
@@ -64,14 +60,10 @@ def test_force_never_replaces_a_folder_that_is_not_a_checkpoint(tmp_path: Path) 
 
 def test_another_seed_gives_other_weights(script: dict[str, Any], demo: Path, tmp_path: Path) -> None:
     script["build"](tmp_path / "other", seed=3)
-    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (
-        demo / "model.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (demo / "model.safetensors").read_bytes()
 
 
-def test_it_is_small_and_finite_and_the_names_and_shapes_are_those_declared(
-    script: dict[str, Any], demo: Path
-) -> None:
+def test_it_is_small_and_finite_and_the_names_and_shapes_are_those_declared(script: dict[str, Any], demo: Path) -> None:
     config = json.loads((demo / "config.json").read_text())
     weights = load_file(demo / "model.safetensors")
     declared = {name: tensor.shape for name, tensor in script["dia2_tensors"](config).items()}
@@ -128,9 +120,7 @@ def test_the_tokenizer_has_the_published_ids_and_loses_no_text(script: dict[str,
 def test_the_codec_loads_whole_and_its_noise_is_audible_and_does_not_clip(demo: Path) -> None:
     codec, info = MimiModel.from_pretrained(demo / "mimi", output_loading_info=True)
     assert not any(info.values()), info
-    codes = torch.randint(
-        0, 2048, (1, codec.config.num_quantizers, 50), generator=torch.Generator().manual_seed(0)
-    )
+    codes = torch.randint(0, 2048, (1, codec.config.num_quantizers, 50), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         audio = codec.eval().decode(codes).audio_values
     assert audio.shape == (1, 1, 50 * 1920)

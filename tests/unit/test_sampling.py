@@ -15,9 +15,7 @@ LARGEST = np.float32(1 - 2**-23)
 CHI_SQUARE_1E6 = {9: 44.8, 5: 36.8}  # by degrees of freedom: exceeded once in a million
 
 
-def rows(
-    batch: int, *, cfg: float = 1.0, temperature: float = 1.0, top_k: int = 0, filter_k: int = 0
-) -> SamplingRows:
+def rows(batch: int, *, cfg: float = 1.0, temperature: float = 1.0, top_k: int = 0, filter_k: int = 0) -> SamplingRows:
     return SamplingRows(
         cfg_scale=torch.full((batch,), cfg),
         temperature=torch.full((batch,), temperature),

@@ -120,9 +120,7 @@ def test_a_script_without_words_has_no_entries(tokenizer: tuple[Encode, TextToke
 
 
 @pytest.mark.parametrize("script", ["hello there", "[S1] hello there", "[S2] [S1] hello there"])
-def test_the_first_word_says_who_speaks(
-    tokenizer: tuple[Encode, TextTokens], tokens: TextTokens, script: str
-) -> None:
+def test_the_first_word_says_who_speaks(tokenizer: tuple[Encode, TextTokens], tokens: TextTokens, script: str) -> None:
     entries = parse(tokenizer, script)
     assert speakers(entries, tokens) == [1, None]
     assert [piece for piece in entries[0].tokens if piece in (tokens.spk1, tokens.spk2)] == [tokens.spk1]
