@@ -91,6 +91,8 @@ class Admission:
 
 
 def _number(field_name: str, value: float | None, low: float, high: float) -> float | None:
-    if value is not None and not low <= value <= high:  # also true for NaN
+    # A bound that arrives as float32 may be off by rounding. Also true for NaN.
+    slack = 1e-6
+    if value is not None and not low - slack * abs(low) <= value <= high + slack * abs(high):
         raise InvalidArgument(f"{field_name} is {value:g}; allowed: {low:g} to {high:g}")
     return value

@@ -213,7 +213,8 @@ class Engine:
                     break
             else:
                 ready[stream] = frames
-        self.telemetry.count("frames", sum(map(len, ready.values())))
+        if frames_ready := sum(map(len, ready.values())):
+            self.telemetry.count("frames", frames_ready)
         while batch := [stream for stream, frames in ready.items() if frames]:
             codes = np.stack([ready[stream].pop(0) for stream in batch])[:, :, None]
             audio = self.runner.decode([stream.slot for stream in batch], codes)

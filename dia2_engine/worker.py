@@ -159,9 +159,9 @@ class Worker:
             self._report()
 
     def _report(self) -> None:
-        live = len(self.engine.live)
-        self.telemetry.gauge("live", live)
-        self.telemetry.gauge("queued", len(self._queued))
+        with self._wake:  # so that no thread sets an older count after a newer one
+            self.telemetry.gauge("live", len(self.engine.live))
+            self.telemetry.gauge("queued", len(self._queued))
 
     # ---- the other threads
 
@@ -181,10 +181,18 @@ class Worker:
                 polled = [(stream, poll) for stream, (_, poll) in self._open.items() if poll is not None]
             gone = False
             for stream, poll in polled:
-                if not stream.cancelled and poll():
+                if not stream.cancelled and self._is_gone(poll):
                     stream.cancel()
                     gone = True
             with self._wake:
                 if gone:
                     self._wake.notify_all()
                 self._wake.wait_for(lambda: self._closing, _POLL_S)
+
+    @staticmethod
+    def _is_gone(poll: IsCancelled) -> bool:
+        try:
+            return poll()
+        except Exception:
+            log.exception("is_cancelled raised; the stream goes on")
+            return False

@@ -254,6 +254,11 @@ def test_max_seconds_ends_a_stream_with_length(engine: Engine) -> None:
     assert len(audio_of(events)) == 6 * engine.frame_samples
 
 
+def test_bounds_that_arrive_as_float32_are_inside(engine: Engine) -> None:
+    _, events = speak(engine, Request(LINE, voice="solo", max_seconds=float(np.float32(0.08))))
+    assert events[-1] == Finished("length", 1)
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [

@@ -155,6 +155,15 @@ def test_polled_cancellation_ends_live_and_queued_streams(worker: Worker, metric
     metrics.wait(live=0, queued=0, cancelled=3)
 
 
+def test_a_poll_that_raises_disturbs_nobody(worker: Worker) -> None:
+    def bad() -> bool:
+        raise OSError("the pipe is gone")
+
+    sink = Collector()
+    worker.submit(Request(LINE, seed=1), sink, is_cancelled=bad)
+    assert isinstance(sink.wait()[-1], Finished)
+
+
 def test_cancel_after_the_end_is_nothing(worker: Worker, metrics: Metrics) -> None:
     sink = Collector()
     stream = worker.submit(Request("[S1] a", seed=1), sink)
