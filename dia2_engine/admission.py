@@ -56,7 +56,7 @@ class Admission:
             delays=model.delays,
             bos=model.audio_bos,
             prefix=voice.prefix if voice else None,
-            boundary="reference" if config.boundary == "reference" else "seamless",
+            boundary=config.boundary,
             kick=config.kick,
             limits=limits,
         )

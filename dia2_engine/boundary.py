@@ -16,15 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .config import Boundary
 from .text.state_machine import Entry, TextMachine
 from .types import FinishReason
 
-Boundary = Literal["seamless", "reference"]
 Ids = NDArray[np.int64]
 
 UNFILLED = -2  # "not generated": legal nowhere, so that reading such a cell is caught by every guard

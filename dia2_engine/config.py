@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from .errors import ConfigError
+
+Boundary = Literal["seamless", "reference"]  # how a request joins its voice; docs/boundary.md
 
 ENVIRONMENT_PREFIX = "DIA2_"
 
@@ -26,7 +28,7 @@ class EngineConfig:
     dtype: str = "auto"  # auto (bfloat16 on CUDA, float32 on the CPU), float32, bfloat16
     slots: int = 8  # streams that generate at the same time
     queue: int = 32  # requests that may wait for a slot; more are refused at once
-    boundary: str = "seamless"  # seamless, or reference (what nari-labs/dia2 does; docs/boundary.md)
+    boundary: Boundary = "seamless"  # seamless, or reference (what nari-labs/dia2 does; docs/boundary.md)
     cooldown_frames: int = 6  # encoded silence between the voice prefix and the request
     fade_ms: float = 20.0  # fade at the end of each clip of a voice
     kick: bool = True  # begin the request's first word at once

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from dia2_engine.boundary import (
     UNFILLED,
-    Boundary,
     BoundaryStream,
     Ids,
     Prefix,
@@ -19,6 +18,7 @@ from dia2_engine.boundary import (
     build_prefix,
     steps_needed,
 )
+from dia2_engine.config import Boundary
 from dia2_engine.text.parser import parse_script
 from dia2_engine.text.state_machine import Entry, TextMachine, TextTokens
 from dia2_engine.voice.plan import TimedWord, check_plan, plan_prefix
