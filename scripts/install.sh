@@ -59,7 +59,7 @@ PY
 # What the environment was made from: if any of it changes, it is made anew.
 stamp() {
     {
-        "$python" -c 'import sys; print(sys.version, sys.executable)'
+        "$python" -c 'import sys; print(sys.version, sys.base_prefix)'
         echo "$root $env $device $reuse"
         cat "${BASH_SOURCE[0]}" "$root/requirements.lock"
         [[ $reuse == no ]] || loose_requirements

@@ -212,6 +212,7 @@ def test_an_open_stream_keeps_its_client(server: Server) -> None:
 
 
 def test_nothing_is_left_behind(server: Server) -> None:
+    others = set(threading.enumerate())
     with Client(server.grpc_url) as client:
         for attempt in range(5):
             client.say(SHORT, max_seconds=0.3)
@@ -223,10 +224,9 @@ def test_nothing_is_left_behind(server: Server) -> None:
         for reader in readers():
             reader.join(30)
         assert readers() == []
-    for thread in threading.enumerate():  # gRPC's own threads: the one that sends the request, for instance
-        if thread is not threading.current_thread():
-            thread.join(30)
-            assert not thread.is_alive(), thread
+    for thread in set(threading.enumerate()) - others:  # gRPC's own: the one that sends the request, for instance
+        thread.join(30)
+        assert not thread.is_alive(), thread
 
 
 def test_an_open_stream_does_not_keep_python_from_exiting(server: Server) -> None:
