@@ -6,7 +6,7 @@
 #               -v /path/to/dia2:/mnt/checkpoint:ro -e DIA2_CHECKPOINT=/mnt/checkpoint stream-dia2
 #
 # Weights and voices are mounted, never baked in. Without a checkpoint it serves the demo, which makes noise.
-ARG TRITON_TAG=26.06-py3
+ARG TRITON_TAG=26.04-py3
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}
 
 WORKDIR /opt/stream-dia2

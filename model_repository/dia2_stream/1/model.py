@@ -7,10 +7,8 @@ once; audio follows from the worker's delivery thread. Every request gets exactl
 from __future__ import annotations
 
 import base64
-import functools
 import itertools
 import json
-import os
 import threading
 import traceback
 from dataclasses import replace
@@ -26,8 +24,6 @@ from dia2_engine.telemetry import Telemetry
 from dia2_engine.types import AudioChunk, Event, Failed, Request
 from dia2_engine.worker import Worker
 
-CLOSE_DEADLINE_S = 5.0
-MAX_NAME_BYTES = 256
 OUTPUTS = frozenset({"AUDIO", "AUDIO_PCM16", "WORDS"})
 
 
@@ -35,10 +31,9 @@ class TritonPythonModel:
     """One engine per model instance, which is one process per GPU (or one on the CPU)."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load everything; an error here keeps the model from becoming ready and shows in the server's log."""
-        declared = json.loads(args["model_config"]).get("parameters", {})
-        parameters = {name: value["string_value"] for name, value in declared.items() if value["string_value"]}
-        config = EngineConfig.from_mapping(parameters, os.environ)
+        """Load everything. An error keeps the model from becoming ready and shows in the server's log."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        config = EngineConfig.from_mapping({name: value["string_value"] for name, value in parameters.items()})
         if args["model_instance_kind"] == "GPU" and config.device in ("auto", "cuda"):
             config = replace(config, device=f"cuda:{args['model_instance_device_id']}")
         self._max_text_bytes = 4 * config.max_text_chars  # no UTF-8 character is longer than 4 bytes
@@ -60,7 +55,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Cancel what is left and join the worker's threads."""
-        self._worker.close(CLOSE_DEADLINE_S)
+        self._worker.close(deadline_s=5.0)
 
 
 class Reply:
@@ -71,41 +66,42 @@ class Reply:
         self.outputs: frozenset[str] = OUTPUTS
         self.base64 = False
         self._sender = request.get_response_sender()
-        # FINAL frees the server's side of the sender: asking it anything afterwards would read freed memory, and
-        # `is_cancelled` is asked from another thread.
+        # FINAL frees the server's side, and `is_cancelled` asks it from another thread: never afterwards.
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._broken = False
 
     def is_cancelled(self) -> bool:
-        """Whether the caller cancelled or went away (30-50 us: a round trip to the server process)."""
+        """Whether nobody wants more of it (30-50 us: a round trip to the server process)."""
         with self._lock:
-            return not self._closed and bool(self._sender.is_cancelled())
+            return not self._closed and (self._broken or bool(self._sender.is_cancelled()))
 
     def __call__(self, event: Event) -> None:
-        """Send one event; a caller that is gone must not hurt the engine, so failures are only logged."""
-        try:
-            with self._lock:
-                if not self._closed:
-                    self._closed = not isinstance(event, AudioChunk)
-                    self._send(event)
-        except Exception:
-            pb_utils.Logger.log_error(f"stream {self.id}: {traceback.format_exc()}")
+        """Send one event. Never raises; a stream that has lost a chunk is cancelled rather than heard with a gap."""
+        with self._lock:
+            if self._closed or (self._broken and isinstance(event, AudioChunk)):
+                return
+            self._closed = not isinstance(event, AudioChunk)
+            try:
+                self._send(event)
+            except Exception:
+                self._broken = True
+                pb_utils.Logger.log_error(f"stream {self.id}: {traceback.format_exc()}")
 
     def _send(self, event: Event) -> None:
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if isinstance(event, AudioChunk):
-            self._sender.send(_response(self._tensors(event), first_frame=event.first_frame))
+            parameters = _parameters(first_frame=event.first_frame)
+            self._sender.send(pb_utils.InferenceResponse(self._tensors(event), **parameters))
         elif isinstance(event, Failed):
-            code, message = event.error.code, str(event.error)
+            code, message = event.error.code, f"{event.error.code}: {event.error}"  # a plain gRPC stream drops codes
             log = pb_utils.Logger.log_error if code == "INTERNAL" else pb_utils.Logger.log_verbose
-            log(f"stream {self.id}: {code}: {message}")
-            # The code is in the message too, because a plain gRPC stream carries nothing else.
-            error = pb_utils.TritonError(f"{code}: {message}", getattr(pb_utils.TritonError, code))
-            # One message, not two: for a caller that sets the `triton_grpc_error` header the error ends the gRPC
-            # stream, and server 2.51 crashes as a whole on a FINAL that comes after it.
+            log(f"stream {self.id}: {message}")
+            error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+            # Not FINAL by itself: for callers that set the header `triton_grpc_error` an error ends the gRPC stream,
+            # and what comes after it crashes server 2.51 as a whole.
             self._sender.send(pb_utils.InferenceResponse(error=error), flags=final)
-        elif _can_send_parameters():
-            self._sender.send(_response([], finish_reason=event.reason, frames=event.frames), flags=final)
+        elif parameters := _parameters(finish_reason=event.reason, frames=event.frames):
+            self._sender.send(pb_utils.InferenceResponse([], **parameters), flags=final)
         else:
             self._sender.send(flags=final)
 
@@ -116,10 +112,12 @@ class Reply:
             tensors.append(pb_utils.Tensor.from_dlpack("AUDIO", torch.tensor(chunk.audio)))
         if "AUDIO_PCM16" in self.outputs:
             pcm = np.rint(np.clip(chunk.audio, -1, 1) * 32767).astype("<i2").tobytes()
-            tensors.append(_strings("AUDIO_PCM16", [base64.b64encode(pcm) if self.base64 else pcm]))
+            pcm = base64.b64encode(pcm) if self.base64 else pcm
+            tensors.append(pb_utils.Tensor("AUDIO_PCM16", np.array([pcm], dtype=object)))
         if "WORDS" in self.outputs:
             words = [{"text": word.text, "start": round(word.start_s, 3)} for word in chunk.words]
-            tensors.append(_strings("WORDS", [json.dumps(w, ensure_ascii=False).encode() for w in words]))
+            encoded = [json.dumps(word, ensure_ascii=False).encode() for word in words]
+            tensors.append(pb_utils.Tensor("WORDS", np.array(encoded, dtype=object)))
         return tensors
 
 
@@ -165,7 +163,7 @@ def _request(request: Any, max_text_bytes: int) -> Request:
         raise InvalidArgument("TEXT is missing; it is required")
     names = ("seed", "temperature", "top_k", "cfg_scale", "max_seconds")
     options = {name: _scalar(request, name.upper()) for name in names}
-    return Request(text, _text(request, "VOICE", MAX_NAME_BYTES), **options)
+    return Request(text, _text(request, "VOICE", 256), **options)
 
 
 def _scalar(request: Any, name: str) -> Any:
@@ -175,12 +173,10 @@ def _scalar(request: Any, name: str) -> Any:
 
 def _text(request: Any, name: str, limit_bytes: int) -> str | None:
     value = _scalar(request, name)
-    if value is None:
-        return None
-    if len(value) > limit_bytes:
+    if value is not None and len(value) > limit_bytes:
         raise InvalidArgument(f"{name} has {len(value)} bytes; allowed: at most {limit_bytes}")
     try:
-        return str(value, "utf-8")
+        return None if value is None else str(value, "utf-8")
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{name} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
@@ -188,28 +184,16 @@ def _text(request: Any, name: str, limit_bytes: int) -> str | None:
 def _outputs(request: Any) -> tuple[frozenset[str], bool]:
     """The outputs to send, and whether PCM must be base64 text.
 
-    A gRPC caller names its outputs. `/generate_stream` cannot: it always asks for all, unless the request parameter
-    `outputs` (names, comma-separated) says which; and its JSON cannot hold bytes.
+    A gRPC caller names its outputs. `/generate_stream` cannot, so it asks for all, or names them in the request
+    parameter `outputs`; and its JSON cannot hold bytes.
     """
-    named = frozenset(request.requested_output_names())
     chosen = json.loads(request.parameters() or "{}").get("outputs")
-    if chosen is None:
-        return named, named == OUTPUTS
-    names = frozenset(name.strip() for name in str(chosen).split(","))
-    if not names <= OUTPUTS:
+    named = request.requested_output_names() if chosen is None else str(chosen).replace(" ", "").split(",")
+    if not OUTPUTS.issuperset(named):
         raise InvalidArgument(f"outputs is {chosen!r}; allowed: {', '.join(sorted(OUTPUTS))}")
-    return names, True
+    return frozenset(named), chosen is not None or OUTPUTS.issubset(named)
 
 
-def _response(tensors: list[Any], **parameters: int | str) -> Any:
-    return pb_utils.InferenceResponse(tensors, **({"parameters": parameters} if _can_send_parameters() else {}))
-
-
-@functools.cache
-def _can_send_parameters() -> bool:
-    """Servers before 24.11 cannot attach parameters to a response."""
-    return "parameters" in (pb_utils.InferenceResponse.__init__.__doc__ or "")
-
-
-def _strings(name: str, values: list[bytes]) -> Any:
-    return pb_utils.Tensor(name, np.array(values, dtype=object))
+def _parameters(**values: int | str) -> dict[str, Any]:
+    """What hands parameters to an InferenceResponse: nothing before 24.11, whose responses carry none."""
+    return {"parameters": values} if "parameters" in (pb_utils.InferenceResponse.__init__.__doc__ or "") else {}
