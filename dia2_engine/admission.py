@@ -17,6 +17,8 @@ from .text.state_machine import MAX_PADDING_STEPS, TextMachine
 from .types import Request
 from .voice.voice import NO_VOICE
 
+_ROUNDING = 1e-4  # relative: numbers arrive as float32, and 0.08 must still be one frame
+
 
 class Admission:
     """Checks requests and lays out their streams. Stateless, so any thread may call it."""
@@ -49,7 +51,7 @@ class Admission:
         cfg_scale = _number("CFG_SCALE", request.cfg_scale, *REQUEST_RANGES["cfg_scale"])
         max_seconds = _number("MAX_SECONDS", request.max_seconds, self._frame_s, config.max_seconds)
         heat = (config.text_temperature, config.temperature) if temperature is None else (temperature, temperature)
-        max_frames = math.floor((max_seconds or config.max_seconds) / self._frame_s + 1e-6)
+        max_frames = math.floor((max_seconds or config.max_seconds) / self._frame_s + _ROUNDING)
         limits = StreamLimits(model.max_context_steps, max(1, max_frames), MAX_PADDING_STEPS)
         boundary = BoundaryStream(
             machine=self._read(request.text, name, voice),
@@ -91,8 +93,12 @@ class Admission:
 
 
 def _number(field_name: str, value: float | None, low: float, high: float) -> float | None:
-    # A bound that arrives as float32 may be off by rounding. Also true for NaN.
-    slack = 1e-6
-    if value is not None and not low - slack * abs(low) <= value <= high + slack * abs(high):
-        raise InvalidArgument(f"{field_name} is {value:g}; allowed: {low:g} to {high:g}")
+    slack = 0.0 if isinstance(value, int) else _ROUNDING
+    if value is not None and not low - slack * abs(low) <= value <= high + slack * abs(high):  # also true for NaN
+        shown = (
+            f"{value}; allowed: {low} to {high}"
+            if isinstance(value, int)
+            else f"{value:g}; allowed: {low:g} to {high:g}"
+        )
+        raise InvalidArgument(f"{field_name} is {shown}")
     return value

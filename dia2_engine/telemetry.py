@@ -7,7 +7,7 @@ class Telemetry:
     """Does nothing; subclass to record. Called from several threads, so implementations must be thread-safe.
 
     gauges      live, queued                       (streams)
-    counters    rejected, cancelled, failed, finished (streams), frames (80 ms each), illegal_ids
+    counters    invalid, rejected, cancelled, failed, finished (requests), frames (of audio), illegal_ids
     histogram   first_audio_s                      (seconds from submission to the first chunk)
     """
 

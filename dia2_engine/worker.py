@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from .config import EngineConfig
 from .engine import Engine
-from .errors import Cancelled, Dia2Error, InternalError, Unavailable
+from .errors import Cancelled, Dia2Error, InternalError, InvalidArgument, Unavailable
 from .stream import Stream
 from .telemetry import Telemetry
 from .types import Event, Failed, Finished, Request
@@ -59,13 +59,16 @@ class Worker:
         or `Failed`. `is_cancelled` is polled from the watch thread until then. Raises InvalidArgument or
         Unavailable, in which case the sink is never called.
         """
-        stream = self.engine.parse(request)
+        try:
+            stream = self.engine.parse(request)
+        except InvalidArgument:
+            self.telemetry.count("invalid")
+            raise
         with self._wake:
-            if self._closing:
-                raise Unavailable("the server is shutting down")
-            if len(self._open) >= self._capacity:
+            if self._closing or len(self._open) >= self._capacity:
                 self.telemetry.count("rejected")
-                raise Unavailable(f"all slots are busy and the queue is full ({len(self._open)} streams); try again")
+                full = f"all slots are busy and the queue is full ({len(self._open)} streams); try again"
+                raise Unavailable("the server is shutting down" if self._closing else full)
             self._open[stream] = (sink, is_cancelled)
             self._queued.append(stream)
             self._wake.notify_all()

@@ -110,6 +110,9 @@ def test_a_full_worker_rejects_at_once_and_recovers(worker: Worker, metrics: Met
     for sink in sinks:
         sink.wait()
     metrics.wait(live=0, queued=0, rejected=1)
+    with pytest.raises(InvalidArgument):
+        worker.submit(Request(""), rejected)
+    metrics.wait(invalid=1)
     again = Collector()
     worker.submit(Request(LINE, seed=1), again)
     assert isinstance(again.wait()[-1], Finished)
