@@ -127,6 +127,7 @@ class Metrics(Telemetry):
     FAMILIES = (
         ("live", "GAUGE", "dia2_live_streams", "Streams that are producing audio"),
         ("queued", "GAUGE", "dia2_queued_streams", "Streams that wait for a slot"),
+        ("invalid", "COUNTER", "dia2_invalid_total", "Requests refused because they can never succeed as written"),
         ("rejected", "COUNTER", "dia2_rejected_total", "Requests refused because the server was full or closing"),
         ("cancelled", "COUNTER", "dia2_cancelled_total", "Streams ended by their caller"),
         ("failed", "COUNTER", "dia2_failed_total", "Streams ended by an internal error"),
@@ -161,8 +162,7 @@ def _request(request: Any, max_text_bytes: int) -> Request:
     text = _text(request, "TEXT", max_text_bytes)
     if text is None:
         raise InvalidArgument("TEXT is missing; it is required")
-    names = ("seed", "temperature", "top_k", "cfg_scale", "max_seconds")
-    options = {name: _scalar(request, name.upper()) for name in names}
+    options = {n: _scalar(request, n.upper()) for n in ("seed", "temperature", "top_k", "cfg_scale", "max_seconds")}
     return Request(text, _text(request, "VOICE", 256), **options)
 
 
