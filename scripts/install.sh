@@ -81,6 +81,9 @@ pip() { "$env_python" -m pip "$@"; }
 install_packages() {
     if [[ $reuse == yes ]]; then
         say "installing what $python lacks"
+        # Unlike --system-site-packages, this also works when that Python is itself of a virtual environment.
+        "$python" -c 'import site; [print(f"import site; site.addsitedir({d!r})") for d in site.getsitepackages()]' \
+            >"$("$env_python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/reused.pth"
         loose_requirements >"$env/requirements.txt"
         pip install -qq -r "$env/requirements.txt" "numpy==$NUMPY"
         return
@@ -154,9 +157,7 @@ if [[ $(cat "$env/stamp" 2>/dev/null) != "$(stamp)" ]]; then
     check_machine
     [[ ! -e $env || -e $env/pyvenv.cfg ]] || die "$env exists and is no virtual environment"
     rm -rf "$env"
-    site_packages=()
-    [[ $reuse == no ]] || site_packages=(--system-site-packages)
-    "$python" -m venv "${site_packages[@]}" "$env"
+    "$python" -m venv "$env"
     install_packages
     install_triton
     link_checkout
