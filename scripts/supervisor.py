@@ -20,6 +20,7 @@ from typing import ClassVar, Self
 # group is killed, before Triton's own deadline, at which 2.51 exits with a crash and leaves its children behind.
 STOP_DEADLINE_S = 8
 POLL_S = 0.05
+WATCH_S = 0.25
 PROGRESS_S = 5.0
 FREE_PORT_ATTEMPTS = 5
 PR_SET_PDEATHSIG = 1
@@ -51,9 +52,9 @@ class Signals:
             signal.signal(number, lambda number, frame: cls.received.append(number))
 
     @classmethod
-    def nap(cls) -> None:
+    def nap(cls, duration_s: float = POLL_S) -> None:
         """Sleep a moment; raises Stopped if a signal has come. Every wait of the launcher is a loop of these."""
-        time.sleep(POLL_S)
+        time.sleep(duration_s)
         if cls.received:
             raise Stopped(cls.received[0])
 
@@ -84,6 +85,15 @@ class ProcessGroup:
     def poll(self) -> int | None:
         """The exit status, or None while it runs."""
         return self._process.poll()
+
+    def has_lost_a_process(self) -> bool:
+        """Whether a process of the group has died and nobody has taken note of it (a zombie)."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it ended while we looked
+                state, _, group = stat.read_text().rpartition(") ")[2].split()[:3]
+                if state == "Z" and int(group) == self.pid:
+                    return True
+        return False
 
     def wait(self) -> int:
         """Wait for its end, and return the exit status. Raises Stopped."""
@@ -199,9 +209,14 @@ class TritonServer:
         print(f"launch_triton: ready after {time.monotonic() - started_s:.1f} s", file=sys.stderr, flush=True)
 
     def wait(self) -> str:
-        """Wait for the server to end by itself, and say how it did."""
+        """Wait for the server to end by itself, or to lose an engine, and say how it did."""
         assert self._group is not None
-        self._group.wait()
+        while self._group.poll() is None:
+            # Triton does not restart the process of a model, and goes on to call itself ready without it.
+            if self._group.has_lost_a_process():
+                self._ready = False  # what is live now will not end by itself
+                return f"an engine's process has died\n{self._log_end()}"
+            Signals.nap(WATCH_S)
         return self._describe_end()
 
     def _answers(self) -> bool:
@@ -216,10 +231,13 @@ class TritonServer:
 
     def _describe_end(self) -> str:
         assert self._group is not None
+        return f"the server ended with status {self._group.poll()}\n{self._log_end()}"
+
+    def _log_end(self) -> str:
         lines = self._log_text().splitlines()
         telling = [line for line in lines if "failed to load" in line or "already in use" in line] or lines[-20:]
         shown = "".join(f"  {line}\n" for line in telling).replace("\\n", "\n  ")  # Triton escapes tracebacks
-        return f"the server ended with status {self._group.poll()}\n{shown}The whole log: {self._log}"
+        return f"{shown}The whole log: {self._log}"
 
     def _log_text(self) -> str:
         return self._log.read_text(errors="replace") if self._log.is_file() else ""

@@ -125,6 +125,15 @@ def test_a_killed_launcher_takes_the_server_along(server: Server, tmp_path: Path
     eventually(lambda: leftovers(launcher.pid, child) == [])
 
 
+def test_a_dead_engine_ends_the_server(server: Server, tmp_path: Path) -> None:
+    """So that whatever supervises the server starts a new one: Triton itself would go on without it."""
+    with launched(tmp_path) as broken:
+        (stub,) = [pid for pid in group(broken.pid) if pid != broken.pid]
+        os.kill(stub, signal.SIGKILL)
+        assert broken.launcher.wait(SETTLE_S) == 1
+    assert "an engine's process has died" in (tmp_path / "launch.log").read_text()
+
+
 def test_docker_is_told_to_run_the_same_settings(tmp_path: Path) -> None:
     """With a stand-in for docker that notes what it is asked for."""
     notes = tmp_path / "notes"
@@ -141,6 +150,12 @@ def test_docker_is_told_to_run_the_same_settings(tmp_path: Path) -> None:
     assert f"-v {tmp_path}:/mnt/checkpoint:ro -e DIA2_CHECKPOINT=/mnt/checkpoint" in run
     assert "-e DIA2_SLOTS=3" in run
     assert "--gpus" not in run
+
+
+def group(leader: int) -> list[int]:
+    """The processes of a group."""
+    found = subprocess.run(["ps", "-eo", "pid=,pgid="], capture_output=True, text=True, check=True).stdout
+    return [int(pid) for pid, leads in (line.split() for line in found.splitlines()) if int(leads) == leader]
 
 
 def children(pid: int) -> list[int]:
