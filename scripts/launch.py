@@ -181,7 +181,7 @@ over HTTP (one JSON object per chunk)
 
     curl -N http://{addresses["http"]}/v2/models/dia2_stream/generate_stream -d '{{"TEXT": "[S1] Hello there."}}'
 
-measure it (perf_analyzer comes with: pip install tritonclient==2.47.0)
+measure it (docs/performance.md says where perf_analyzer comes from)
 
     echo '{{"data": [{{"TEXT": ["[S1] Hello there."]}}]}}' > say.json
     perf_analyzer -m dia2_stream -i grpc --async --streaming -u {addresses["grpc"]} --input-data say.json
