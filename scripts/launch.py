@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         python, tritonserver = install(args)
         if "DIA2_CHECKPOINT" not in environ:
             environ["DIA2_CHECKPOINT"] = str(demo_checkpoint(python, args.cache))
+            # Its tensors are so small that handing them to a second thread takes longer than computing them.
+            environ.setdefault("OMP_NUM_THREADS", "1")
         return serve(args, python, tritonserver, environ)
     except Stopped as stopped:
         return 128 + stopped.number

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import GatedMlp, TextEmbedding, linear, rope_table, rotate
+from .layers import GatedMlp, Linear, TextEmbedding, project, rope_table, rotate
 
 Pick = Callable[[int, Tensor], Tensor]  # (codebook, logits [R, codec_vocab]) -> ids [R] to build on
 
@@ -22,8 +22,8 @@ class StageAttention(nn.Module):
         self.stack = stack
         inner = stack.query_heads * stack.head_dim
         groups = [str(group) for group in sorted(set(config.weights_schedule))]
-        self.in_proj = nn.ModuleDict({group: linear(stack.width, 3 * inner) for group in groups})
-        self.out_proj = nn.ModuleDict({group: linear(inner, stack.width) for group in groups})
+        self.in_proj = nn.ModuleDict({group: Linear(stack.width, 3 * inner) for group in groups})
+        self.out_proj = nn.ModuleDict({group: Linear(inner, stack.width) for group in groups})
         self.q_norm = nn.RMSNorm(stack.head_dim, eps=config.norm_eps)
         self.k_norm = nn.RMSNorm(stack.head_dim, eps=config.norm_eps)
 
@@ -38,8 +38,10 @@ class StageAttention(nn.Module):
         cache[0, :, :, stage] = k
         cache[1, :, :, stage] = v
         seen = cache[:, :, :, : stage + 1]
-        out = F.scaled_dot_product_attention(q.unsqueeze(2), seen[0], seen[1], scale=1.0)
-        projected: Tensor = self.out_proj[group](out.reshape(rows, -1))
+        keys, values = seen.flatten(1, 2)  # [R * heads, stages so far, head_dim]
+        # Products of their own for each row, for the reason given at `affine`; the scale is 1.
+        weights = torch.bmm(q.reshape(-1, 1, self.stack.head_dim), keys.transpose(1, 2)).softmax(-1)
+        projected: Tensor = self.out_proj[group](torch.bmm(weights, values).view(rows, -1))
         return projected
 
 
@@ -73,10 +75,10 @@ class Depformer(nn.Module):
         self.text_embed = (
             TextEmbedding(config.text_vocab, stack.width, config.text_pad, None) if config.depformer_text else None
         )
-        self.depformer_in = nn.ModuleDict({group: linear(config.decoder.width, stack.width) for group in groups})
+        self.depformer_in = nn.ModuleDict({group: Linear(config.decoder.width, stack.width) for group in groups})
         self.layers = nn.ModuleList(DepformerLayer(config) for _ in range(stack.layers))
         self.norm = nn.RMSNorm(stack.width, eps=config.norm_eps)
-        self.logits = nn.ModuleList(linear(stack.width, config.audio_vocab) for _ in range(self.stages))
+        self.logits = nn.ModuleList(Linear(stack.width, config.audio_vocab) for _ in range(self.stages))
         table = rope_table(stack.head_dim, config, max(self.stages, 1)) if config.depformer_rope else None
         self.register_buffer("rope", table, persistent=False)
 
@@ -103,4 +105,4 @@ class Depformer(nn.Module):
                 x = layer(x, group, rope, cache[index], stage)
             # Rows of BOS and PAD are cut off: what is never a candidate can never be sampled.
             weight = self.logits.get_parameter(f"{stage}.weight")[: self.config.codec_vocab]
-            previous = pick(stage + 1, F.linear(self.norm(x), weight).float())
+            previous = pick(stage + 1, project(self.norm(x), weight).float())

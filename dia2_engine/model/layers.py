@@ -22,8 +22,33 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=False)
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight + bias, for x [B, T, in], weight [in, out], bias [out].
+
+    On the CPU each row of the batch is its own product of the same shape, so that a stream's numbers do not
+    depend, to the last bit, on how many neighbours it is computed with; BLAS rounds differently when the rows
+    are merged into one product. A GPU needs them merged to be fast.
+    """
+    if x.device.type == "cpu":
+        each = weight.expand(x.shape[0], -1, -1)
+        return torch.bmm(x, each) if bias is None else torch.baddbmm(bias, x, each)
+    return F.linear(x, weight.t(), bias)
+
+
+class Linear(nn.Module):
+    """Published as `weight` [out, in], without bias; x [B, T, in] or [B, in]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return project(x, self.weight)
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, T, in] or [B, in] times a published weight [out, in]."""
+    return affine(x, weight.t()) if x.ndim == 3 else affine(x.unsqueeze(1), weight.t()).squeeze(1)
 
 
 def rope_table(head_dim: int, config: ModelConfig, positions: int) -> Tensor:
@@ -49,8 +74,8 @@ class GatedMlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, activations: tuple[str, str]) -> None:
         super().__init__()
-        self.wi = linear(width, 2 * hidden)
-        self.wo = linear(hidden, width)
+        self.wi = Linear(width, 2 * hidden)
+        self.wo = Linear(hidden, width)
         self.gate, self.up = (_ACTIVATIONS[name] for name in activations)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,8 +92,8 @@ class TextEmbedding(nn.Module):
         inner = low_rank or width
         self.pad = pad
         self.embedding = nn.Embedding(vocab, inner)
-        self.main_proj = linear(inner, width)
-        self.second_proj = linear(inner, width)
+        self.main_proj = Linear(inner, width)
+        self.second_proj = Linear(inner, width)
 
     def forward(self, main: Tensor, second: Tensor) -> Tensor:
         shared = self.second_proj(self.embedding(second))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig, StackConfig
-from .layers import GatedMlp, TextEmbedding, linear, rope_table, rotate
+from .layers import GatedMlp, Linear, TextEmbedding, rope_table, rotate
 
 
 class Attention(nn.Module):
@@ -16,19 +18,29 @@ class Attention(nn.Module):
     def __init__(self, stack: StackConfig, eps: float) -> None:
         super().__init__()
         self.stack = stack
-        self.q_proj = linear(stack.width, stack.query_heads * stack.head_dim)
-        self.k_proj = linear(stack.width, stack.kv_heads * stack.head_dim)
-        self.v_proj = linear(stack.width, stack.kv_heads * stack.head_dim)
-        self.o_proj = linear(stack.query_heads * stack.head_dim, stack.width)
+        self.q_proj = Linear(stack.width, stack.query_heads * stack.head_dim)
+        self.k_proj = Linear(stack.width, stack.kv_heads * stack.head_dim)
+        self.v_proj = Linear(stack.width, stack.kv_heads * stack.head_dim)
+        self.o_proj = Linear(stack.query_heads * stack.head_dim, stack.width)
         self.q_norm = nn.RMSNorm(stack.head_dim, eps=eps)
         self.k_norm = nn.RMSNorm(stack.head_dim, eps=eps)
 
-    def forward(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, where: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        where: Tensor,
+        mask: Tensor,
+        spans: Sequence[int],
+    ) -> Tensor:
         """Attend from `x` [R, N, width].
 
         rope    [R, N, 1, 2, head_dim]
         keys    [R, kv_heads, T, head_dim]: this layer's cache, written in place at `where` [R, N] (values alike)
         mask    [R, 1, N, span]: what each column may see of the cache's first `span` rows, itself included
+        spans   for each slot (two rows), how many cache rows its columns see at most
         """
         rows, columns, _ = x.shape
         heads = (rows, columns, -1, self.stack.head_dim)
@@ -40,17 +52,33 @@ class Attention(nn.Module):
         index = (row, head, where[:, :, None])
         keys[index] = k
         values[index] = v
-        span = mask.shape[-1]
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            keys[:, :, :span],
-            values[:, :, :span],
-            attn_mask=mask,
-            scale=1.0,
-            enable_gqa=self.stack.query_heads != self.stack.kv_heads,
-        )
+        out = attend(q.transpose(1, 2), keys, values, mask, spans)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(rows, columns, -1))
         return projected
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spans: Sequence[int]) -> Tensor:
+    """Scaled dot-product attention at scale 1 of `q` [R, heads, N, head_dim] over the cache.
+
+    On the CPU slot by slot, each over its own `spans[slot]` cache rows and no more, so that neighbours change nothing
+    in it, for the reason given at `affine`. On a GPU in one call, over the longest span.
+    """
+    if q.device.type == "cpu":
+        slots = [(slice(2 * slot, 2 * slot + 2), span) for slot, span in enumerate(spans)]
+    else:
+        slots = [(slice(None), max(spans))]
+    parts = [
+        F.scaled_dot_product_attention(
+            q[rows],
+            keys[rows, :, :span],
+            values[rows, :, :span],
+            attn_mask=mask[rows, :, :, :span],
+            scale=1.0,
+            enable_gqa=q.shape[1] != keys.shape[1],
+        )
+        for rows, span in slots
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Layer(nn.Module):
@@ -61,8 +89,17 @@ class Layer(nn.Module):
         self.post_norm = nn.RMSNorm(stack.width, eps=eps)
         self.mlp = GatedMlp(stack.width, stack.hidden, stack.activations)
 
-    def forward(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, where: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.attn(self.pre_norm(x), rope, keys, values, where, mask)
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        where: Tensor,
+        mask: Tensor,
+        spans: Sequence[int],
+    ) -> Tensor:
+        x = x + self.attn(self.pre_norm(x), rope, keys, values, where, mask, spans)
         out: Tensor = x + self.mlp(self.post_norm(x))
         return out
 
@@ -81,20 +118,27 @@ class Transformer(nn.Module):
         self.text_embed = TextEmbedding(config.text_vocab, stack.width, config.text_pad, config.text_low_rank)
         self.layers = nn.ModuleList(Layer(stack, config.norm_eps) for _ in range(stack.layers))
         self.norm = nn.RMSNorm(stack.width, eps=config.norm_eps)
-        self.action_head = linear(stack.width, config.actions)
-        self.cb0_head = linear(stack.width, config.audio_vocab)
+        self.action_head = Linear(stack.width, config.actions)
+        self.cb0_head = Linear(stack.width, config.audio_vocab)
         table = rope_table(stack.head_dim, config, config.max_context_steps)
         self.register_buffer("rope", table, persistent=False)
 
     def forward(
-        self, columns: Tensor, positions: Tensor, where: Tensor, mask: Tensor, keys: Tensor, values: Tensor
+        self,
+        columns: Tensor,
+        positions: Tensor,
+        where: Tensor,
+        mask: Tensor,
+        spans: Sequence[int],
+        keys: Tensor,
+        values: Tensor,
     ) -> Tensor:
         """Hidden states [R, N, width] of R rows (branches of slots) of N columns each.
 
         columns      [R, N, 2 + C] ids
         positions    [R, N] for RoPE, below max_context_steps
         where        [R, N] cache rows to write
-        mask         [R, 1, N, span], see `Attention`
+        mask, spans  see `Attention`
         keys, values [layers, R, kv_heads, T, head_dim], written in place
         """
         x = self.text_embed(columns[..., 0], columns[..., 1])
@@ -102,7 +146,7 @@ class Transformer(nn.Module):
             x = x + embed(columns[..., 2 + codebook])
         rope = self.rope[positions].unsqueeze(2)
         for index, layer in enumerate(self.layers):
-            x = layer(x, rope, keys[index], values[index], where, mask)
+            x = layer(x, rope, keys[index], values[index], where, mask, spans)
         out: Tensor = self.norm(x)
         return out
 

@@ -21,7 +21,6 @@ from ..model.sampling import sample
 from .buffers import StepBuffers
 
 Ids = NDArray[np.int64]
-_SPAN_STEP = 64  # attention reads the cache up to the longest live stream, rounded up to this
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class ModelRunner:
         mask = (seen[None, :] <= positions[:, None])[None, None].expand(2, -1, -1, -1)
         positions = positions[None].expand(2, -1)
         rows = slice(slot * 2, slot * 2 + 2)
-        self.model.transformer(tokens, positions, positions, mask, self.keys[:, rows], self.values[:, rows])
+        keys, values = self.keys[:, rows], self.values[:, rows]
+        self.model.transformer(tokens, positions, positions, mask, [start + count], keys, values)
 
     @torch.inference_mode()
     def transform(self, rows: int) -> Ids:
@@ -74,9 +74,9 @@ class ModelRunner:
         positions = buffers.positions.upload(rows).repeat_interleave(2)[:, None]
         where = buffers.where.upload(rows).repeat_interleave(2)[:, None]
         noise = buffers.uniforms.upload(rows)
-        span = self._span(int(buffers.where.host[:rows].max()) + 1)
-        mask = torch.arange(span, device=self.device)[None, None, None] <= where[:, :, None, None]
-        hidden = model(tokens, positions, where, mask, self.keys[:, : rows * 2], self.values[:, : rows * 2])
+        spans = (buffers.where.host[:rows] + 1).tolist()
+        mask = torch.arange(max(spans), device=self.device)[None, None, None] <= where[:, :, None, None]
+        hidden = model(tokens, positions, where, mask, spans, self.keys[:, : rows * 2], self.values[:, : rows * 2])
         hidden = hidden.view(rows, 2, -1)
         buffers.hidden[:rows] = hidden
         text = buffers.sampling(0, rows, self.filter_k)
@@ -147,7 +147,3 @@ class ModelRunner:
         both[:, 1, :, 0] = self.config.text_zero
         both[:, 1, :, 1] = self.config.text_pad
         return both.flatten(0, 1)
-
-    def _span(self, needed: int) -> int:
-        rounded = -(-needed // _SPAN_STEP) * _SPAN_STEP
-        return min(rounded, self.keys.shape[3])

@@ -170,7 +170,7 @@ def test_forward(vectors: Vectors, device: str, engines: dict[Any, Engine]) -> N
     mask = (positions[None] <= positions[:, None])[None, None].expand(2, -1, -1, -1)
     rows = positions[None].expand(2, -1)
     with torch.inference_mode():
-        hidden = model.transformer(columns, rows, rows, mask, runner.keys[:, :2], runner.values[:, :2])
+        hidden = model.transformer(columns, rows, rows, mask, [steps], runner.keys[:, :2], runner.values[:, :2])
         logits = {
             "hidden": hidden,
             "action": model.transformer.action_logits(hidden),

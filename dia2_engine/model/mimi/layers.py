@@ -11,21 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import affine
 from .config import MimiConfig
 from .weights import WeightReader
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight + bias, for x [B, T, in], weight [in, out], bias [out].
-
-    On the CPU each row of the batch is its own product of the same shape, so that a stream's samples do not
-    depend, to the last bit, on how many neighbours it is decoded with; BLAS rounds differently when the rows
-    are merged into one product. A GPU needs them merged to be fast.
-    """
-    if x.device.type == "cpu":
-        each = weight.expand(x.shape[0], -1, -1)
-        return torch.bmm(x, each) if bias is None else torch.baddbmm(bias, x, each)
-    return F.linear(x, weight.t(), bias)
 
 
 class History:

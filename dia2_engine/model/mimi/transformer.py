@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import affine
 from .config import MimiConfig
-from .layers import affine
 from .weights import WeightReader
 
 
