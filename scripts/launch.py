@@ -27,6 +27,7 @@ from dia2_engine.errors import ConfigError  # noqa: E402
 from scripts.supervisor import ProcessGroup, Signals, StartError, Stopped, TritonServer, free_ports  # noqa: E402
 
 IMAGE = "stream-dia2"
+PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 EPILOG = """\
 examples:
   %(prog)s                                          a demo server on the CPU (noise, not speech), until Ctrl-C
@@ -79,8 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     where = parser.add_argument_group("where to serve it")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        where.add_argument(f"--{name}-port", type=int, default=port, metavar="N", help=f"default {port}; 0: any free")
+    for name, port in PORTS.items():
+        where.add_argument(f"--{name}-port", type=int, metavar="N", help=f"default {port}; 0, or with --say: any free")
     where.add_argument("--ready-file", type=Path, metavar="FILE", help="write the addresses there as JSON, once ready")
 
     what = parser.add_argument_group("what to do")
@@ -155,7 +156,7 @@ def demo_checkpoint(python: Path, cache: Path) -> Path:
 
 def serve(args: argparse.Namespace, python: Path, tritonserver: Path, environ: dict[str, str]) -> int:
     """Run the server until it is told to stop, or has said the one line."""
-    ports = {name: getattr(args, f"{name}_port") for name in ("http", "grpc", "metrics")}
+    ports = {name: chosen_port(args, name) for name in PORTS}
     log = args.log or args.cache.resolve() / f"tritonserver-{ports['http'] or os.getpid()}.log"
     with TritonServer(python, tritonserver, ROOT / "model_repository", args.host, environ, log) as server:
         server.start(ports)
@@ -202,8 +203,8 @@ def run_container(args: argparse.Namespace, environ: dict[str, str]) -> int:
     command = ["docker", "run", "--rm", "--init", "-v", f"{IMAGE}-cache:/var/cache/stream-dia2"]
     if args.device == "cuda" or (args.device == "auto" and Path("/dev/nvidiactl").exists()):
         command += ["--gpus", "all"]
-    for name, inside in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        port = getattr(args, f"{name}_port") or free_ports(1)[0]
+    for name, inside in PORTS.items():
+        port = chosen_port(args, name) or free_ports(1)[0]
         command += ["-p", f"{args.host}:{port}:{inside}"]
     for name in SETTING_NAMES:
         value = environ.get(f"DIA2_{name.upper()}", "")
@@ -213,6 +214,12 @@ def run_container(args: argparse.Namespace, environ: dict[str, str]) -> int:
         if value:
             command += ["-e", f"DIA2_{name.upper()}={value}"]
     os.execvp("docker", [*command, IMAGE])  # noqa: S606
+
+
+def chosen_port(args: argparse.Namespace, name: str) -> int:
+    """The port asked for; else the usual one, or any (0) where the server speaks one line and stops."""
+    given: int | None = getattr(args, f"{name}_port")
+    return given if given is not None else 0 if args.say else PORTS[name]
 
 
 def say(line: str) -> None:
