@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 (failed), 2 (usage), or 128 + signal."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    check(parser, args)
     environ = engine_environment(parser, args)
     Signals.install()
     try:
@@ -58,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return serve(args, python, tritonserver, environ)
     except Stopped as stopped:
         return 128 + stopped.number
-    except (StartError, subprocess.CalledProcessError) as error:
+    except subprocess.CalledProcessError as error:  # it has said why
+        say(f"{Path(error.cmd[0]).name} ended with status {error.returncode}")
+        return 1
+    except (StartError, OSError) as error:
         say(str(error))
         return 1
 
@@ -71,8 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     model = parser.add_argument_group("what to serve")
-    model.add_argument("--checkpoint", metavar="DIR|REPO", help="a folder, or a Hugging Face repository OWNER/NAME "
-                       "(default: a small random demo checkpoint, which makes noise)")  # fmt: skip
+    model.add_argument("--checkpoint", metavar="DIR|REPO", help="a folder, or a Hugging Face repository OWNER/NAME or "
+                       "OWNER/NAME@REVISION (default: a small random demo checkpoint, which makes noise)")  # fmt: skip
     model.add_argument("--voices", metavar="DIR", help="folder of voices (default: the examples in voices/)")
     model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     model.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
@@ -81,7 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where to serve it")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     for name, port in PORTS.items():
-        where.add_argument(f"--{name}-port", type=int, metavar="N", help=f"default {port}; 0, or with --say: any free")
+        usual = f"default {port}; 0, or with --say: any free"
+        where.add_argument(f"--{name}-port", type=a_port, metavar="N", help=usual)
     where.add_argument("--ready-file", type=Path, metavar="FILE", help="write the addresses there as JSON, once ready")
 
     what = parser.add_argument_group("what to do")
@@ -97,6 +103,33 @@ def build_parser() -> argparse.ArgumentParser:
     install.add_argument("--log", type=Path, metavar="FILE", help="the server's log; - for standard error "
                          "(default: tritonserver-PORT.log in the cache)")  # fmt: skip
     return parser
+
+
+def a_port(value: str) -> int:
+    """For argparse, which names the option and the value."""
+    port = int(value)
+    if not 0 <= port < 65_536:
+        raise argparse.ArgumentTypeError(f"{port} is no port; allowed: 0 to 65535")
+    return port
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What would fail only once the server runs, and need not; ends the program with status 2."""
+    if args.docker and (args.say or args.tritonserver or args.ready_file):
+        parser.error("--docker goes with neither --say, --tritonserver nor --ready-file")
+    ports = [port for port in (chosen_port(args, name) for name in PORTS) if port]
+    if len(set(ports)) < len(ports):
+        parser.error("the ports must differ from each other")
+    if args.say and Path(args.say[1]).suffix.lower() not in (".wav", ".raw", ".pcm"):
+        parser.error(f"--say: {args.say[1]}: the suffix must be .wav, .raw or .pcm")
+    for option, path in (("--say", args.say and Path(args.say[1])), ("--ready-file", args.ready_file)):
+        if path and not path.absolute().parent.is_dir():
+            parser.error(f"{option}: {path}: there is no folder {path.absolute().parent}")
+    if args.tritonserver and not args.tritonserver.is_file():
+        parser.error(f"--tritonserver: there is no file {args.tritonserver}")
+    reference = args.checkpoint or "owner/name"
+    if not Path(reference).expanduser().is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@.+)?", reference):
+        parser.error(f"--checkpoint: {reference} is neither a folder nor a repository OWNER/NAME[@REVISION]")
 
 
 def engine_environment(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
@@ -121,8 +154,6 @@ def engine_environment(parser: argparse.ArgumentParser, args: argparse.Namespace
         EngineConfig.from_mapping({"checkpoint": "demo"}, environ)
     except ConfigError as error:
         parser.error(str(error))
-    if args.docker and (args.say or args.tritonserver or args.ready_file):
-        parser.error("--docker goes with neither --say, --tritonserver nor --ready-file")
     return environ
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import http.client
 import os
 import random
@@ -236,6 +237,7 @@ class TritonServer:
     def _log_end(self) -> str:
         lines = self._log_text().splitlines()
         telling = [line for line in lines if "failed to load" in line or "already in use" in line] or lines[-20:]
+        telling = [line.partition(r"\n\nAt:")[0] for line in telling]  # what follows is a traceback
         shown = "".join(f"  {line}\n" for line in telling).replace("\\n", "\n  ")  # Triton escapes tracebacks
         return f"{shown}The whole log: {self._log}"
 
@@ -248,7 +250,10 @@ class TritonServer:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports that nobody uses, below the range the kernel hands out by itself, so that they stay free for a while."""
+    """Ports that nobody uses, below the range the kernel hands out by itself, so that they stay free for a while.
+
+    Raises StartError if `host` is no address of this machine.
+    """
     candidates = (random.randrange(20_000, 32_000) for _ in iter(int, None))  # noqa: S311
     ports: list[int] = []
     while len(ports) < count:
@@ -263,8 +268,10 @@ def _is_free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return True
 
 

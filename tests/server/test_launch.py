@@ -48,7 +48,15 @@ def test_say_speaks_one_line_and_stops(server: Server, tmp_path: Path) -> None:
         (["--set", "slotz=3"], "slotz=3: not NAME=VALUE with a known NAME"),
         (["--set", "slots=many"], "slots is 'many'; it must be an integer"),
         (["--voices", "/no/such/folder"], "that folder does not exist"),
-        (["--docker", "--say", "a", "b"], "--docker goes with neither"),
+        (["--docker", "--say", "a", "b.wav"], "--docker goes with neither"),
+        (["--http-port", "65536"], "65536 is no port; allowed: 0 to 65535"),
+        (["--http-port", "9000", "--grpc-port", "9000"], "the ports must differ"),
+        (["--http-port", "8001"], "the ports must differ"),
+        (["--say", "a", "b.mp3"], "b.mp3: the suffix must be .wav, .raw or .pcm"),
+        (["--say", "a", "/no/such/folder/b.wav"], "there is no folder /no/such/folder"),
+        (["--ready-file", "/no/such/folder/ready.json"], "there is no folder /no/such/folder"),
+        (["--tritonserver", "/no/such/server"], "there is no file /no/such/server"),
+        (["--checkpoint", "./no/such"], "./no/such is neither a folder nor a repository OWNER/NAME[@REVISION]"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_starts(options: list[str], message: str) -> None:
@@ -80,11 +88,19 @@ def test_a_taken_port_is_told(server: Server) -> None:
     assert f"port {port} is taken; choose another with --grpc-port" in done.stderr
 
 
+def test_a_host_that_is_not_ours_is_told(server: Server) -> None:
+    done = launch("--device", "cpu", *FREE_PORTS, "--host", "192.0.2.1")  # reserved for documentation
+    assert done.returncode == 1
+    assert "cannot listen on 192.0.2.1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_broken_checkpoint_is_told(server: Server, tmp_path: Path) -> None:
     done = launch("--device", "cpu", *FREE_PORTS, "--checkpoint", tmp_path, "--log", tmp_path / "log")
     assert done.returncode == 1
     assert str(tmp_path) in done.stderr
     assert "config.json" in done.stderr
+    assert "resolve_folder" not in done.stderr  # no traceback for a mistake
 
 
 def test_sigterm_under_load_ends_everything_in_time(server: Server, tmp_path: Path) -> None:
