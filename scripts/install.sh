@@ -28,11 +28,12 @@ die() {
 
 while [[ $# -gt 0 ]]; do
     case $1 in
-    --env) env=$2 && shift 2 ;;
-    --device) device=$2 && shift 2 ;;
+    --env) env=${2-} && shift $(($# > 1 ? 2 : 1)) ;;
+    --device) device=${2-} && shift $(($# > 1 ? 2 : 1)) ;;
     --reuse) reuse=yes && shift ;;
     --container) container=yes && shift ;;
-    *) die "unknown argument $1" ;;
+    -h | --help) sed -n '2,/^set /s/^# \?//p' "${BASH_SOURCE[0]}" && exit ;;
+    *) die "unknown argument $1; try --help" ;;
     esac
 done
 
@@ -101,7 +102,9 @@ install_torch() {
     else
         # Plain "torch" from PyPI is the CUDA build, gigabytes that a CPU cannot use.
         pip install -qq --no-deps "torch==$TORCH+cpu" 2>/dev/null ||
-            pip install -qq --no-deps --index-url "$CPU_INDEX" "torch==$TORCH"
+            pip install -qq --no-deps --index-url "$CPU_INDEX" "torch==$TORCH" ||
+            die "no torch $TORCH for the CPU from $CPU_INDEX. Where that cannot be reached, put its wheel (torch-$TORCH+cpu-...whl)" \
+                "into a folder and set PIP_FIND_LINKS to it, or use --reuse with a Python that has torch."
     fi
 }
 
@@ -156,7 +159,12 @@ flock 9 # two launches at once: the second waits and finds it done
 if [[ $(cat "$env/stamp" 2>/dev/null) != "$(stamp)" ]]; then
     check_machine
     [[ ! -e $env || -e $env/pyvenv.cfg ]] || die "$env exists and is no virtual environment"
-    rm -rf "$env"
+    # Recognizable as ours at every moment, or a start after an interrupted one would refuse to touch it.
+    rm -rf "$env.old"
+    [[ ! -e $env ]] || mv "$env" "$env.old"
+    rm -rf "$env.old"
+    mkdir "$env"
+    touch "$env/pyvenv.cfg"
     "$python" -m venv "$env"
     install_packages
     install_triton
