@@ -64,7 +64,7 @@ def build_request(text: str, options: Options, model: str = MODEL) -> service_pb
         try:
             data = struct.pack(layout, convert(value))
         except (TypeError, ValueError, OverflowError, struct.error) as error:
-            raise InvalidArgument(f"{option}: {value!r} is not a valid {triton_type}: {error}") from None
+            raise InvalidArgument(f"{option}: {value!r} is not a valid {triton_type}") from error
         _add_input(request, name, triton_type, data)
     request.outputs.add(name="AUDIO")
     if options.get("words", True):

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -86,7 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     server = parser.add_argument_group("server")
     server.add_argument(
-        "--url", default="localhost:8001", metavar="HOST:PORT", help="gRPC endpoint (default: %(default)s)"
+        "--url",
+        type=host_and_port,
+        default="localhost:8001",
+        metavar="HOST:PORT",
+        help="gRPC endpoint (default: %(default)s)",
     )
     server.add_argument(
         "--timeout",
@@ -100,10 +105,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def positive(value: str) -> float:
+    """Seconds, for argparse, which names the option."""
     number = float(value)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{value} is not greater than 0")
+    if not 0 < number <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"{value} is not greater than 0 and finite")
     return number
+
+
+def host_and_port(value: str) -> str:
+    """Without a port gRPC would take 443, and with a scheme it would look for a host of that name."""
+    host, _, port = value.rpartition(":")
+    if not host or "/" in value or not port.isdecimal():
+        raise argparse.ArgumentTypeError(f"{value!r} is not HOST:PORT, such as localhost:8001")
+    return value
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -119,7 +119,7 @@ class Stream(Iterator[Chunk]):
         """
         while self._open:
             try:
-                arrived_s, response = self._inbox.get(timeout=self._client.timeout_s)
+                arrived_s, response = self._inbox.get(timeout=min(self._client.timeout_s, threading.TIMEOUT_MAX))
                 if not self._open:
                     break  # cancelled by another thread while we waited
                 if response is None:

@@ -47,6 +47,10 @@ def test_help_gives_examples_and_exit_codes() -> None:
         (["hello", "-o", "x.wav", "--seed", "pi"], "--seed"),
         (["hello", "-o", "x.wav", "--timeout", "0"], "greater than 0"),
         (["hello", "-o", "x.wav", "--timeout", "nan"], "greater than 0"),
+        (["hello", "-o", "x.wav", "--timeout", "inf"], "finite"),
+        (["hello", "-o", "x.wav", "--url", "localhost"], "is not HOST:PORT"),
+        (["hello", "-o", "x.wav", "--url", "http://localhost:8001"], "is not HOST:PORT"),
+        (["hello", "-o", "x.wav", "--url", ":8001"], "is not HOST:PORT"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_a_hint(capsys: pytest.CaptureFixture[str], argv: list[str], hint: str) -> None:
