@@ -168,6 +168,8 @@ def _from_folder(args: argparse.Namespace, workshop: Workshop) -> VoiceSource:
     given = [f"--{name}" for name in ("words", "whisper", "solo", "folder") if getattr(args, name)]
     if given:
         raise ConfigError(f"{', '.join(given)} cannot be used with a voice folder; edit its voice.json instead")
+    if not (args.source[0] / "voice.json").is_file():
+        raise ConfigError(f"{args.source[0].resolve()}: is no voice folder; it holds no voice.json")
     return load_voice_folder(args.source[0], workshop.sample_rate)
 
 
@@ -230,6 +232,8 @@ def _voices(paths: Sequence[Path]) -> list[Path]:
     """Paths as given, with folders of voices in place of themselves."""
     found: list[Path] = []
     for path in paths:
+        if not path.exists():
+            raise ConfigError(f"{path}: there is no such file or folder")
         if path.is_dir() and not (path / "voice.json").exists():
             inside = list_voices(path)
             if not inside:

@@ -191,7 +191,7 @@ def test_nothing_is_replaced_without_force(bench: Bench) -> None:
         (["gone.wav", "--words", "{1}"], "gone.wav: there is no such file"),
         (["{folder}", "--words", "{1}"], "--words cannot be used with a voice folder"),
         (["{folder}", ONE], "a voice folder brings both of its clips"),
-        (["{folder}"], "voice.json: cannot be read as JSON"),
+        (["{folder}"], "is no voice folder; it holds no voice.json"),
         ([ONE, "--words", "gone.json"], "gone.json: cannot be read as JSON"),
         (["{1}", "--words", "{1}"], "1.json: cannot be read as audio"),
     ],
