@@ -22,7 +22,7 @@ RUN useradd --create-home --uid 10001 dia2 && install --directory --owner=dia2 /
 USER 10001
 ENV HF_HOME=/var/cache/stream-dia2/huggingface
 
-# Settings of the engine, all optional: DIA2_CHECKPOINT, DIA2_VOICES, DIA2_SLOTS, ... (docs/protocol.md).
+# Settings of the engine, all optional: DIA2_CHECKPOINT, DIA2_VOICES, DIA2_SLOTS, ... (README.md).
 EXPOSE 8000 8001 8002
 VOLUME /var/cache/stream-dia2
 STOPSIGNAL SIGTERM
