@@ -35,7 +35,7 @@ REQUESTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["small", "textdep"])
+@pytest.fixture(scope="module", params=["small", "lowrank", "textdep"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     voices = write_voices(tmp_path_factory.mktemp("voices"), request.param)
     return make_engine(request.param, slots=8, voices=str(voices))

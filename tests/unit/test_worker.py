@@ -146,6 +146,37 @@ def test_cancel_before_first_audio_in_mid_stream_and_in_the_queue(worker: Worker
     metrics.wait(live=0, queued=0, cancelled=4)
 
 
+@pytest.mark.parametrize("chunks", [1, 2, 5])
+def test_a_cancelled_stream_makes_no_further_frame(
+    worker: Worker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, chunks: int
+) -> None:
+    """Cancelled while it makes frame n, it ends before frame n + 1, and its slot is free. Its neighbour goes on."""
+    seen: list[Any] = []
+    emit = worker._emit
+
+    def watch(stream: Stream, event: Any) -> None:
+        if stream is cancelled:
+            seen.append(event)
+            if len(seen) == chunks:
+                stream.cancel()
+        emit(stream, event)
+
+    monkeypatch.setattr(worker, "_emit", watch)
+    neighbour, sink = Collector(), Collector()
+    with worker._wake:  # so that the engine waits until both are known
+        worker.submit(Request(LINE, seed=2), neighbour)
+        cancelled = worker.submit(Request(LONG, seed=1), sink)
+    assert isinstance(sink.wait()[-1], Failed)
+    assert isinstance(seen[-1], Failed)
+    assert len(seen) == chunks + 1
+    assert cancelled.slot == -1
+    assert cancelled.boundary.frames_out == cancelled.sent_frames
+    np.testing.assert_array_equal(
+        audio_of(neighbour.wait()), audio_of(speak(make_engine(slots=1), Request(LINE, seed=2))[1])
+    )
+    metrics.wait(live=0, queued=0, cancelled=1, finished=1)
+
+
 def test_polled_cancellation_ends_live_and_queued_streams(worker: Worker, metrics: Metrics) -> None:
     gone = threading.Event()
     sinks = [Gate() for _ in range(3)]
