@@ -64,6 +64,13 @@ class Call:
         self.finals += result.get_response().parameters["triton_final_response"].bool_param
         return not self.finals
 
+    def drain(self) -> bool:
+        """Take what is there, without waiting; False if that was the last."""
+        while not self._inbox.empty():
+            if not self.next():
+                return False
+        return True
+
     def wait(self) -> Self:
         """Take everything until the end, hang up, and insist that nothing comes after the end."""
         while self.next():

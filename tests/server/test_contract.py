@@ -116,13 +116,24 @@ def test_eight_streams_at_once_are_each_their_own(server: Server, worker: Worker
 # ---- what goes wrong
 
 
-@pytest.fixture(scope="module")
-def bystander(server: Server, worker: Worker) -> Iterator[None]:
-    """A stream that runs while others get their errors; it must not notice."""
-    call = speak(server.grpc_url, LONG, SEED=99, MAX_SECONDS=10.0)
+@pytest.fixture(scope="class")
+def running(server: Server, worker: Worker) -> Iterator[Call]:
+    """A stream that runs, not faster than a listener plays it, while others get their errors; it must not notice."""
+    call = speak(server.grpc_url, LONG, SEED=99)
     assert call.next()
+    yield call
+    call.drain()
+    call.cancel()
+    heard_s = call.audio.size / worker.sample_rate
+    np.testing.assert_array_equal(call.audio, alone(worker, LONG, seed=99, max_seconds=heard_s)[0])
+
+
+@pytest.fixture
+def bystander(running: Call) -> Iterator[None]:
+    """Insists that the stream runs, before the error and after it."""
+    assert running.drain(), running.message
     yield
-    np.testing.assert_array_equal(call.wait().audio, alone(worker, LONG, seed=99, max_seconds=10.0)[0])
+    assert running.drain(), running.message
 
 
 BAD_INPUTS: list[tuple[str, list[Any], str]] = [
@@ -157,13 +168,6 @@ BAD_INPUTS: list[tuple[str, list[Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("inputs", "message"), [pytest.param(i, m, id=n) for n, i, m in BAD_INPUTS])
-def test_bad_inputs_are_refused(server: Server, bystander: None, inputs: list[Any], message: str) -> None:
-    call = Call(server.grpc_url, [tensor(*given) for given in inputs]).wait()
-    assert message in call.message
-    assert call.responses == []
-
-
 BAD_BODIES: list[tuple[str, bytes, str]] = [
     ("no JSON", b"hello", "failed to parse"),
     ("no text", b"{}", "missing required input"),
@@ -176,13 +180,22 @@ BAD_BODIES: list[tuple[str, bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "message"), [pytest.param(b, m, id=n) for n, b, m in BAD_BODIES])
-def test_bad_bodies_are_refused(server: Server, bystander: None, body: bytes, message: str) -> None:
-    with pytest.raises(HTTPError) as caught:
-        generate(server.http_url, body)
-    assert 400 <= caught.value.code < 600
-    assert message in caught.value.read().decode()
-    caught.value.close()
+class TestBadRequestsAreRefused:
+    """While another stream runs on."""
+
+    @pytest.mark.parametrize(("inputs", "message"), [pytest.param(i, m, id=n) for n, i, m in BAD_INPUTS])
+    def test_inputs(self, server: Server, bystander: None, inputs: list[Any], message: str) -> None:
+        call = Call(server.grpc_url, [tensor(*given) for given in inputs]).wait()
+        assert message in call.message
+        assert call.responses == []
+
+    @pytest.mark.parametrize(("body", "message"), [pytest.param(b, m, id=n) for n, b, m in BAD_BODIES])
+    def test_bodies(self, server: Server, bystander: None, body: bytes, message: str) -> None:
+        with pytest.raises(HTTPError) as caught:
+            generate(server.http_url, body)
+        assert 400 <= caught.value.code < 600
+        assert message in caught.value.read().decode()
+        caught.value.close()
 
 
 def test_an_error_is_a_grpc_status_for_those_who_ask_for_it(server: Server) -> None:
@@ -207,7 +220,17 @@ def test_cancel_in_mid_stream_frees_the_slot(small_server: Server) -> None:
     small_server.settle(live_streams=0, cancelled_total=before["cancelled_total"] + 1)
 
 
-def test_cancel_before_first_audio_frees_the_place(small_server: Server) -> None:
+def test_cancel_before_first_audio_frees_the_slot(small_server: Server) -> None:
+    for _ in range(5):  # while it is on its way, starting, or taking its first steps
+        before = small_server.metrics()
+        call = speak(small_server.grpc_url, LONG)
+        small_server.settle(live_streams=1)
+        call.cancel()
+        small_server.settle(live_streams=0, queued_streams=0, cancelled_total=before["cancelled_total"] + 1)
+    assert speak(small_server.grpc_url, LINE, SEED=1, MAX_SECONDS=0.5).wait().error is None
+
+
+def test_cancel_in_the_queue_frees_the_place(small_server: Server) -> None:
     before = small_server.metrics()
     first = speak(small_server.grpc_url, LONG)
     assert first.next()
