@@ -62,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     variants = {folder.name: Vectors(folder) for folder in folders}
     if "case" in metafunc.fixturenames:
         kind: str = metafunc.function.kind  # set by @over("kind")
-        cases = [(name, index) for name, v in variants.items() for index in range(len(v.cases[kind]))]
+        cases = [(name, index) for name, v in variants.items() for index in range(len(v.cases.get(kind, ())))]
         metafunc.parametrize(
             ("vectors", "case"), [(variants[n], i) for n, i in cases], ids=[f"{n}-{kind}{i}" for n, i in cases]
         )
