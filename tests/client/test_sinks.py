@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import sys
 import wave
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from dia2_client import Speech, Word, pcm16
-from dia2_client.sinks import RawSink, WavSink
+from dia2_client.sinks import PlayerSink, RawSink, WavSink
 
 
 def test_pcm_is_little_endian_rounded_and_clipped() -> None:
@@ -50,6 +53,75 @@ def test_raw_is_the_samples_alone(tmp_path: Path) -> None:
         sink.write(np.array([0.5], np.float32))
         sink.write(np.array([-1.0], np.float32))
     assert path.read_bytes() == pcm16(np.array([0.5, -1.0], np.float32))
+
+
+class NoLoudspeaker(Exception):
+    """What sounddevice raises."""
+
+
+class Loudspeaker:
+    """Stands in for a sounddevice.OutputStream, since a machine that runs tests has no loudspeaker."""
+
+    def __init__(self, **format_: Any) -> None:
+        self.format, self.played, self.calls = format_, np.zeros((0, 1), np.float32), ["open"]
+        opened.append(self)
+
+    def write(self, audio: np.ndarray[Any, Any]) -> None:
+        if not np.isfinite(audio).all():
+            raise NoLoudspeaker("unplugged")
+        self.played = np.concatenate([self.played, audio])
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: self.calls.append(name)
+
+
+opened: list[Loudspeaker] = []
+
+
+@pytest.fixture
+def sounddevice(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    module = SimpleNamespace(PortAudioError=NoLoudspeaker, OutputStream=Loudspeaker)
+    monkeypatch.setitem(sys.modules, "sounddevice", module)
+    opened.clear()
+    return module
+
+
+def test_playing_takes_every_chunk_and_waits_for_the_end(sounddevice: SimpleNamespace) -> None:
+    audio = np.sin(np.arange(1000, dtype=np.float32))
+    with PlayerSink(24_000) as sink:
+        sink.write(audio[:1])
+        sink.write(audio[1:])
+    (device,) = opened
+    assert device.format == {"samplerate": 24_000, "channels": 1, "dtype": "float32"}
+    assert device.calls == ["open", "start", "stop", "close"]
+    np.testing.assert_array_equal(device.played[:, 0], audio)
+
+
+def test_an_interrupted_player_falls_silent_at_once(sounddevice: SimpleNamespace) -> None:
+    def interrupt() -> None:
+        with PlayerSink(24_000):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert opened[0].calls == ["open", "start", "abort", "close"]
+
+
+def test_a_device_that_fails_is_an_os_error(sounddevice: SimpleNamespace) -> None:
+    def play() -> None:
+        with PlayerSink(24_000) as sink:
+            sink.write(np.array([np.nan], np.float32))
+
+    with pytest.raises(OSError, match="cannot play: unplugged"):
+        play()
+    assert opened[0].calls[-1] == "close"
+
+    def absent(**format_: Any) -> None:
+        raise NoLoudspeaker("no default output device")
+
+    sounddevice.OutputStream = absent
+    with pytest.raises(OSError, match="cannot play: no default output device"):
+        PlayerSink(24_000)
 
 
 def test_the_plot_takes_any_length_and_any_word(tmp_path: Path) -> None:
