@@ -9,18 +9,17 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from ..config import EngineConfig
 from ..errors import ConfigError
 from ..model.checkpoint import find_checkpoint
-from .recording import Findings, check_recording
+from .recording import Findings
+from .report import Report, check_clips, lay_out, print_report
 from .timing import read_words, transcribe
-from .voice import NO_VOICE, PreparedVoice, VoiceSource, list_voices, load_voice_folder, read_clip, voice_source
-from .workshop import Layout, Workshop
-
-LARGE_SHARE = 0.5  # of the context
+from .voice import NO_VOICE, VoiceSource, list_voices, load_voice_folder, read_clip, voice_source
+from .workshop import Workshop
 
 _DESCRIPTION = """\
 A voice is one or two short clips (a few seconds each) of clear, dry speech, and the times at which their words are
@@ -142,11 +141,11 @@ def _prepare(args: argparse.Namespace, workshop: Workshop) -> int:
         source = _from_clips(args, workshop, name)
         clips = sources
     voice = VoiceSource(name, source.clips)
-    found = _check_clips(clips, voice)
+    found = check_clips(clips, voice)
     if found.errors:
-        return _print(Report(name, found))
+        return print_report(Report(name, found))
     prepared = workshop.prepare(voice)
-    _print(_report(prepared, workshop, found))
+    print_report(lay_out(prepared, workshop, found))
     args.out.mkdir(parents=True, exist_ok=True)
     if args.folder:
         _write_folder(out, sources, source, solo=args.solo)
@@ -224,7 +223,7 @@ def _check(args: argparse.Namespace, workshop: Workshop) -> int:
         except ConfigError as error:
             name = path.stem if path.suffix == ".safetensors" else path.name
             report = Report(name, Findings(errors=[str(error)]))
-        status = max(status, _print(report))
+        status = max(status, print_report(report))
     return status
 
 
@@ -246,70 +245,12 @@ def _voices(paths: Sequence[Path]) -> list[Path]:
 
 def _examine(path: Path, workshop: Workshop) -> Report:
     if not path.is_dir():
-        return _report(workshop.load(path), workshop, Findings())
+        return lay_out(workshop.load(path), workshop, Findings())
     source = load_voice_folder(path.resolve(), workshop.sample_rate)
-    found = _check_clips([path / clip.source for clip in source.clips], source)
+    found = check_clips([path / clip.source for clip in source.clips], source)
     if found.errors:
         return Report(source.name, found)
-    return _report(workshop.prepare(source), workshop, found)
-
-
-# ---- both
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a voice lies on the model's columns, as far as it got, and what is wrong with it."""
-
-    name: str
-    found: Findings
-    voice: PreparedVoice | None = None
-    layout: Layout | None = None
-
-
-def _report(voice: PreparedVoice, workshop: Workshop, found: Findings) -> Report:
-    """Lay a voice out as a server will. Raises ConfigError if it cannot be served."""
-    layout = workshop.lay_out(voice)
-    share = layout.plan.frames / workshop.model.max_context_steps
-    if share > LARGE_SHARE:
-        found.warnings.append(f"it takes {share:.0%} of the model's context; a few seconds of speech do")
-    return Report(voice.name, found, voice, layout)
-
-
-def _check_clips(paths: Sequence[Path], source: VoiceSource) -> Findings:
-    """Check each recording once, even if it serves as both speakers."""
-    whole = Findings()
-    distinct = {id(clip): (path, clip) for path, clip in zip(paths, source.clips, strict=False)}
-    for path, clip in distinct.values():
-        found = check_recording(path, clip.words)
-        whole.errors += found.errors
-        whole.warnings += found.warnings
-    return whole
-
-
-def _print(report: Report) -> int:
-    """Print a report; returns the exit status it stands for."""
-    print(f"{report.name}:")
-    if report.voice and report.layout:
-        _print_layout(report.voice, report.layout)
-    for label, lines in (("error", report.found.errors), ("warning", report.found.warnings)):
-        for line in lines:
-            print(f"  {label}: {line}")
-    if not report.found.errors and not report.found.warnings:
-        print("  no complaints")
-    return 1 if report.found.errors else 0
-
-
-def _print_layout(voice: PreparedVoice, layout: Layout) -> None:
-    plan, cut = layout.plan, layout.prefix.cut
-    words = iter(zip(plan.entries, plan.new_word_steps, strict=True))
-    for index, (clip, frames) in enumerate(zip(voice.words, voice.clip_frames, strict=True)):
-        print(f"  speaker {index + 1}: {frames} frames")
-        for word, (_, step) in zip(clip, words, strict=False):
-            print(f"    frame {step:4}   {word.start:6.2f} s   {word.text}")
-    print(f"  length: {plan.frames} frames (P)")
-    print(f"  cut: frame {cut}; {plan.frames - cut} frames are fed again with each request's words ahead")
-    print(f"  left for speech: {layout.left_s:.1f} s of the model's context")
+    return lay_out(workshop.prepare(source), workshop, found)
 
 
 if __name__ == "__main__":
