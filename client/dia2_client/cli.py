@@ -74,8 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     out = parser.add_argument_group("where to put it (at least one)")
     out.add_argument("-o", "--output", type=Path, metavar="PATH", help="OUT.wav (16 bit), OUT.raw or OUT.pcm")
     out.add_argument("--raw", metavar="PATH", help="headerless 16-bit PCM; - writes to standard output")
-    out.add_argument("--play", action="store_true", help="play it (needs dia2-client[play])")
-    out.add_argument("--waveform", type=Path, metavar="PNG", help="draw it (needs dia2-client[plot])")
+    out.add_argument("--play", action="store_true", help="play it (needs sounddevice)")
+    out.add_argument("--waveform", type=Path, metavar="PNG", help="draw it (needs matplotlib)")
 
     how = parser.add_argument_group("how to say it (the server's defaults where left out)")
     how.add_argument("--voice", metavar="NAME", help="one of the server's voices")
@@ -128,13 +128,13 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"{args.output}: the suffix must be .wav, .raw or .pcm")
     if args.waveform and args.waveform.suffix.lower() not in PLOT_SUFFIXES:
         parser.error(f"{args.waveform}: the suffix must be .png, .svg or .pdf")
-    for wanted, module, extra in ((args.play, "sounddevice", "play"), (args.waveform, "matplotlib", "plot")):
+    for wanted, module in ((args.play, "sounddevice"), (args.waveform, "matplotlib")):
         if not wanted:
             continue
         try:
             importlib.import_module(module)
         except ImportError:
-            parser.error(f"{module} is not installed; try: pip install 'dia2-client[{extra}]'")
+            parser.error(f"{module} is not installed; try: {sys.executable} -m pip install {module}")
         except OSError as error:
             parser.error(f"{module}: {error}")  # sounddevice without the PortAudio library
 

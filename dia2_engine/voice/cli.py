@@ -29,7 +29,7 @@ _PREPARE_EXAMPLES = """\
 examples:
   a clip and its words ([{"text": "Hello,", "start": 0.12, "end": 0.40}, ...], or Whisper's JSON with word times):
     dia2-voice prepare anna.wav --words anna.json --checkpoint nari-labs/Dia2-2B
-  a clip, its words heard by Whisper (needs: pip install 'stream-dia2[whisper]'):
+  a clip, its words heard by Whisper (needs: pip install faster-whisper):
     dia2-voice prepare anna.wav --whisper small.en --checkpoint nari-labs/Dia2-2B
   a dialogue, one clip for each speaker:
     dia2-voice prepare anna.wav ben.wav --words anna.json ben.json --name anna-and-ben --checkpoint DIR

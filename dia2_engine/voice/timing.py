@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def transcribe(path: Path, model: str) -> tuple[TimedWord, ...]:
     try:
         from faster_whisper import WhisperModel
     except ImportError:
-        raise ConfigError("--whisper needs faster-whisper: pip install 'stream-dia2[whisper]'") from None
+        raise ConfigError(f"--whisper needs faster-whisper: {sys.executable} -m pip install faster-whisper") from None
     try:
         recogniser = WhisperModel(model)
         segments, _ = recogniser.transcribe(str(path), language="en", word_timestamps=True)

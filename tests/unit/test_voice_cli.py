@@ -348,7 +348,7 @@ def test_without_faster_whisper_the_way_to_get_it_is_said(bench: Bench, monkeypa
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     result = bench.prepare(ONE, "--whisper", "small.en")
     assert result.status == 1
-    assert "pip install 'stream-dia2[whisper]'" in result.err
+    assert "pip install faster-whisper" in result.err
 
 
 def test_words_that_whisper_hears(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
