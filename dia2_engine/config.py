@@ -41,6 +41,7 @@ class EngineConfig:
     max_text_chars: int = 10_000  # longest script
     run_ahead_s: float = 4.0  # how far generation may run ahead of playback; 0: no bound
     max_chunk_frames: int = 4  # largest audio chunk; the first ones are one frame
+    cuda_graphs: bool = True  # on a GPU, record every pass at start-up; off for debugging
     debug: bool = False  # check every id at every place, synchronously
 
     def __post_init__(self) -> None:

@@ -57,7 +57,9 @@ class Engine:
         self.sample_rate: int = codec.config.sample_rate
         self.frame_samples: int = codec.config.frame_samples
         self.frame_s = self.frame_samples / self.sample_rate
-        self.runner = ModelRunner(model, codec, slots=config.slots, filter_k=config.cfg_filter_k)
+        self.runner = ModelRunner(
+            model, codec, slots=config.slots, filter_k=config.cfg_filter_k, cuda_graphs=config.cuda_graphs
+        )
         self.guard = IdGuard(files.config, debug=config.debug)
         self.slots: list[Stream | None] = [None] * config.slots
         log.info("model on %s in %s after %.1f s", device, dtype, time.monotonic() - started)
@@ -120,23 +122,13 @@ class Engine:
         self.runner.restore(slot, stream.voice.snapshot if stream.voice else None)
         if stream.voice:
             self.runner.extend(slot, boundary.replay, stream.voice.prefix.cut)
-        self.runner.buffers.settings(
-            slot, cfg_scale=stream.cfg_scale, temperatures=stream.temperatures, top_k=stream.top_k
-        )
         stream.slot = slot
         self.slots[slot] = stream
-        self._stage_inert(stream)
-
-    def _stage_inert(self, stream: Stream) -> None:
-        """While a stream takes no step, its row writes where its next step will: nothing it has seen is touched."""
-        boundary = stream.boundary
-        self.runner.buffers.where.host[stream.slot] = boundary.step + boundary.cache_shift
 
     def release(self, stream: Stream) -> None:
         """Free a stream's slot; what it leaves there is inert."""
         if stream.slot >= 0:
             self.slots[stream.slot] = None
-            self.runner.buffers.where.host[stream.slot] = 0
             stream.slot = -1
 
     # ---- the frame loop
@@ -146,62 +138,62 @@ class Engine:
 
         A stream that fails is released and does not disturb the others.
         """
-        streams = self._stage(streams, emit)
-        if not streams:
+        staged = self._stage(streams, emit)
+        if not staged:
             return
-        streams = self._transform(streams, emit)
-        self._depform(streams, emit)
-        self._decode([stream for stream in streams if stream.slot >= 0], emit)
+        self.runner.transform(len(staged))
+        if self.model_config.depformer_text:
+            self._take_actions(staged, emit)
+            self._depform(staged)
+        else:  # the text machines run while the device does
+            self._depform(staged)
+            self._take_actions(staged, emit)
+        self._take_codes(staged, emit)
+        self._decode([stream for stream in staged if stream.slot >= 0], emit)
 
     def _stage(self, streams: Sequence[Stream], emit: Emit) -> list[Stream]:
-        buffers, staged = self.runner.buffers, []
-        for stream in streams:
-            boundary, slot = stream.boundary, stream.slot
+        """What the host knows of the step, a row for each stream; those that sample audio come first."""
+        inputs = self.runner.buffers.inputs
+        staged: list[Stream] = []
+        for stream in sorted(streams, key=lambda stream: not stream.boundary.samples_audio()):
+            boundary, row = stream.boundary, len(staged)
             column = boundary.column()
-            if self._guarded(stream, emit, self.guard.columns, column):
-                buffers.columns.host[slot] = column
-                buffers.positions.host[slot] = boundary.step
-                staged.append(stream)
+            known, mask = boundary.known_codes()
+            if not self._guarded(stream, emit, self.guard.columns, column):
+                continue
+            if not self._guarded(stream, emit, self.guard.depformer_input, known):
+                continue
+            inputs.slots[row], inputs.columns[row] = stream.slot, column
+            inputs.positions[row], inputs.where[row] = boundary.step, boundary.step + boundary.cache_shift
+            inputs.known[row], inputs.known_mask[row] = known, mask
+            inputs.cfg_scale[row] = stream.cfg_scale
+            inputs.temperatures[row], inputs.top_k[row] = stream.temperatures, stream.top_k
+            staged.append(stream)
         if staged:
-            slots = [stream.slot for stream in staged]
             seeds = np.array([stream.seed for stream in staged], np.uint64)
             steps = np.array([stream.boundary.step for stream in staged])
-            buffers.uniforms.host[slots] = uniforms(seeds, steps, 1 + self.model_config.codebooks)
+            inputs.uniforms[: len(staged)] = uniforms(seeds, steps, 1 + self.model_config.codebooks)
         return staged
 
-    def _transform(self, streams: list[Stream], emit: Emit) -> list[Stream]:
-        actions = self.runner.transform(self._rows(streams))
-        advanced = []
-        for stream in streams:
-            action = int(actions[stream.slot])
-            stream.boundary.take_action(action == self.model_config.action_new_word)
-            text = np.asarray(stream.boundary.text, np.int64)
-            if self._guarded(stream, emit, self.guard.text, text):
-                self.runner.buffers.text.host[stream.slot] = text
-                advanced.append(stream)
-        return advanced
-
-    def _depform(self, streams: list[Stream], emit: Emit) -> None:
-        buffers = self.runner.buffers
-        sampling = []
-        for stream in streams:
-            known, mask = stream.boundary.known_codes()
-            if self._guarded(stream, emit, self.guard.depformer_input, known):
-                buffers.known.host[stream.slot], buffers.known_mask.host[stream.slot] = known, mask
-                if stream.boundary.samples_audio():
-                    sampling.append(stream)
+    def _depform(self, staged: list[Stream]) -> None:
+        sampling = sum(stream.boundary.samples_audio() for stream in staged)
         if sampling:
-            self.runner.depform(self._rows(sampling))
-        streams = [stream for stream in streams if stream.slot >= 0]
-        if not streams:
-            return
-        codes = self.runner.codes(self._rows(streams))
-        for stream in streams:
-            ids, boundary = codes[stream.slot], stream.boundary
+            self.runner.depform(sampling)
+
+    def _take_actions(self, staged: list[Stream], emit: Emit) -> None:
+        text = self.runner.buffers.inputs.text
+        for row, (stream, action) in enumerate(zip(staged, self.runner.actions(len(staged)), strict=True)):
+            stream.boundary.take_action(action == self.model_config.action_new_word)
+            ids = np.asarray(stream.boundary.text, np.int64)
+            if self._guarded(stream, emit, self.guard.text, ids):
+                text[row] = ids
+
+    def _take_codes(self, staged: list[Stream], emit: Emit) -> None:
+        for stream, ids in zip(staged, self.runner.codes(len(staged)), strict=True):
+            boundary = stream.boundary
             used = ids[boundary.grid.sampled(boundary.step + 1)]
-            if self._guarded(stream, emit, self.guard.sampled, used):
+            if stream.slot >= 0 and self._guarded(stream, emit, self.guard.sampled, used):
                 boundary.take_codes(ids)
-                self._stage_inert(stream)
 
     def _decode(self, streams: list[Stream], emit: Emit) -> None:
         """Decode the frames that have become complete, one of every stream at a time, and send what makes a chunk."""
@@ -235,9 +227,6 @@ class Engine:
         if end:
             emit(stream, Finished(end, stream.sent_frames))
             self.release(stream)
-
-    def _rows(self, streams: Sequence[Stream]) -> int:
-        return max(stream.slot for stream in streams) + 1
 
     def _guarded(self, stream: Stream, emit: Emit, check: Callable[[Ids], None], ids: Ids) -> bool:
         try:

@@ -8,6 +8,7 @@ live or queued stream, off the engine thread.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 Sink = Callable[[Event], None]
 IsCancelled = Callable[[], bool]
 _POLL_S = 0.02
+_SAFE_LEAD_S = 0.5  # a stream this far ahead of its listener can wait for one that has sent nothing yet
 
 
 class Worker:
@@ -96,11 +98,11 @@ class Worker:
                 self._reap()
                 if self._closing and not self._open:
                     break
-                due, wait_s = self._due()
-                if not due and not (self._queued and self.engine.has_free_slot):
+                entering = self._queued.popleft() if self._queued and self.engine.has_free_slot else None
+                due, wait_s = self._due(entering)
+                if not due and entering is None:
                     self._wake.wait(wait_s)
                     continue
-                entering = self._queued.popleft() if self._queued and self.engine.has_free_slot else None
             try:
                 # One new stream between frames, so that a burst of arrivals does not stall those that play.
                 if entering is not None:
@@ -128,20 +130,26 @@ class Worker:
                 self._queued.remove(stream)
             self.engine.fail(stream, Cancelled("the request was cancelled"), self._emit)
 
-    def _due(self) -> tuple[list[Stream], float | None]:
-        """Live streams that may advance now, and how long until the next one may."""
+    def _due(self, entering: Stream | None) -> tuple[list[Stream], float | None]:
+        """Live streams that should advance now, and how long until the next one may.
+
+        While one of them has sent nothing yet, those that are well ahead of their listeners leave it the device.
+        """
         now = time.monotonic()
-        due, wait_s = [], None
-        for stream in self.engine.live:
-            early_s = 0.0
-            if self._run_ahead_s and stream.first_audio_s is not None:
-                produced_s = (stream.sent_frames + len(stream.audio)) * self.engine.frame_s
-                early_s = produced_s - (now - stream.first_audio_s) - self._run_ahead_s
-            if early_s <= 0:
-                due.append(stream)
-            else:
-                wait_s = early_s if wait_s is None else min(wait_s, early_s)
-        return due, wait_s
+        leads_s = {stream: self._lead_s(stream, now) for stream in self.engine.live}
+        early_s = [lead_s - self._run_ahead_s for lead_s in leads_s.values()] if self._run_ahead_s else []
+        bound_s = self._run_ahead_s or math.inf
+        due = [stream for stream, lead_s in leads_s.items() if lead_s <= bound_s]
+        if entering is not None or any(stream.first_audio_s is None for stream in due):
+            due = [stream for stream in due if leads_s[stream] < _SAFE_LEAD_S]
+        return due, min((wait_s for wait_s in early_s if wait_s > 0), default=None)
+
+    def _lead_s(self, stream: Stream, now_s: float) -> float:
+        """How far a stream's audio is ahead of a listener who plays from its first chunk on."""
+        if stream.first_audio_s is None:
+            return -math.inf
+        produced_s = (stream.sent_frames + len(stream.audio)) * self.engine.frame_s
+        return produced_s - (now_s - stream.first_audio_s)
 
     def _emit(self, stream: Stream, event: Event) -> None:
         """Put an event into the outbox; after a terminal one the stream is gone and says nothing more."""

@@ -31,53 +31,53 @@ class Attention(nn.Module):
         rope: Tensor,
         keys: Tensor,
         values: Tensor,
+        slots: Sequence[int],
         where: Tensor,
         mask: Tensor,
         spans: Sequence[int],
     ) -> Tensor:
-        """Attend from `x` [R, N, width].
+        """Attend from `x` [2S, N, width], two rows (guidance branches) of S slots each.
 
-        rope    [R, N, 1, 2, head_dim]
-        keys    [R, kv_heads, T, head_dim]: this layer's cache, written in place at `where` [R, N] (values alike)
-        mask    [R, 1, N, span]: what each column may see of the cache's first `span` rows, itself included
-        spans   for each slot (two rows), how many cache rows its columns see at most
+        rope    [2S, N, 1, 2, head_dim]
+        keys    [2 * all slots, kv_heads, T, head_dim]: this layer's cache (values alike)
+        slots   whose part of the cache the rows read, and write in place at `where` [2S, N]
+        mask    [2S, 1, N, span]: what each column may see of the cache's first `span` rows, itself included
+        spans   for each of the S slots, how many cache rows its columns see at most
         """
         rows, columns, _ = x.shape
         heads = (rows, columns, -1, self.stack.head_dim)
         q = rotate(self.q_norm(self.q_proj(x).view(heads)), rope)
         k = rotate(self.k_norm(self.k_proj(x).view(heads)), rope)
         v = self.v_proj(x).view(heads)
-        row = torch.arange(rows, device=x.device)[:, None, None]
-        head = torch.arange(self.stack.kv_heads, device=x.device)[None, None, :]
-        index = (row, head, where[:, :, None])
+        row = torch.tensor([2 * slot + branch for slot in slots for branch in (0, 1)], device=x.device)
+        head = torch.arange(self.stack.kv_heads, device=x.device)
+        index = (row[:, None, None], head, where[:, :, None])
         keys[index] = k
         values[index] = v
-        out = attend(q.transpose(1, 2), keys, values, mask, spans)
+        out = attend(q.transpose(1, 2), keys, values, slots, mask, spans)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(rows, columns, -1))
         return projected
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, spans: Sequence[int]) -> Tensor:
-    """Scaled dot-product attention at scale 1 of `q` [R, heads, N, head_dim] over the cache.
+def attend(q: Tensor, keys: Tensor, values: Tensor, slots: Sequence[int], mask: Tensor, spans: Sequence[int]) -> Tensor:
+    """Scaled dot-product attention at scale 1 of `q` [2S, heads, N, head_dim] over the cache.
 
-    On the CPU slot by slot, each over its own `spans[slot]` cache rows and no more, so that neighbours change nothing
-    in it, for the reason given at `affine`. On a GPU in one call, over the longest span.
+    Slot by slot, each over its own cache rows and no more, so that neighbours change nothing in it, for the reason
+    given at `affine`.
     """
-    if q.device.type == "cpu":
-        slots = [(slice(2 * slot, 2 * slot + 2), span) for slot, span in enumerate(spans)]
-    else:
-        slots = [(slice(None), max(spans))]
-    parts = [
-        F.scaled_dot_product_attention(
-            q[rows],
-            keys[rows, :, :span],
-            values[rows, :, :span],
-            attn_mask=mask[rows, :, :, :span],
-            scale=1.0,
-            enable_gqa=q.shape[1] != keys.shape[1],
+    parts = []
+    for index, (slot, span) in enumerate(zip(slots, spans, strict=True)):
+        own, cached = slice(2 * index, 2 * index + 2), slice(2 * slot, 2 * slot + 2)
+        parts.append(
+            F.scaled_dot_product_attention(
+                q[own],
+                keys[cached, :, :span],
+                values[cached, :, :span],
+                attn_mask=mask[own, :, :, :span],
+                scale=1.0,
+                enable_gqa=q.shape[1] != keys.shape[1],
+            )
         )
-        for rows, span in slots
-    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -95,11 +95,12 @@ class Layer(nn.Module):
         rope: Tensor,
         keys: Tensor,
         values: Tensor,
+        slots: Sequence[int],
         where: Tensor,
         mask: Tensor,
         spans: Sequence[int],
     ) -> Tensor:
-        x = x + self.attn(self.pre_norm(x), rope, keys, values, where, mask, spans)
+        x = x + self.attn(self.pre_norm(x), rope, keys, values, slots, where, mask, spans)
         out: Tensor = x + self.mlp(self.post_norm(x))
         return out
 
@@ -127,26 +128,26 @@ class Transformer(nn.Module):
         self,
         columns: Tensor,
         positions: Tensor,
+        slots: Sequence[int],
         where: Tensor,
         mask: Tensor,
         spans: Sequence[int],
         keys: Tensor,
         values: Tensor,
     ) -> Tensor:
-        """Hidden states [R, N, width] of R rows (branches of slots) of N columns each.
+        """Hidden states [2S, N, width] of two rows (guidance branches) of each of S slots, N columns each.
 
-        columns      [R, N, 2 + C] ids
-        positions    [R, N] for RoPE, below max_context_steps
-        where        [R, N] cache rows to write
-        mask, spans  see `Attention`
-        keys, values [layers, R, kv_heads, T, head_dim], written in place
+        columns      [2S, N, 2 + C] ids
+        positions    [2S, N] for RoPE, below max_context_steps
+        slots, where, mask, spans  see `Attention`
+        keys, values [layers, 2 * all slots, kv_heads, T, head_dim], written in place
         """
         x = self.text_embed(columns[..., 0], columns[..., 1])
         for codebook, embed in enumerate(self.audio_embeds):
             x = x + embed(columns[..., 2 + codebook])
         rope = self.rope[positions].unsqueeze(2)
         for index, layer in enumerate(self.layers):
-            x = layer(x, rope, keys[index], values[index], where, mask, spans)
+            x = layer(x, rope, keys[index], values[index], slots, where, mask, spans)
         out: Tensor = self.norm(x)
         return out
 

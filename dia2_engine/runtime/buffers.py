@@ -1,4 +1,4 @@
-"""Every per-step tensor of the engine, allocated once; one row per slot."""
+"""Every per-step tensor of the engine, allocated once; one row per stream that takes part in the step."""
 
 from __future__ import annotations
 
@@ -11,93 +11,72 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model.config import ModelConfig
-from ..model.sampling import SamplingRows
+from ..model.step import Step
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
 
 
-@dataclass
-class Staged:
-    """A host array, and the device tensor it is copied to. On the CPU they share their memory."""
+@dataclass(frozen=True)
+class StepInputs:
+    """What the host decides about a step: views of one block of memory, so that one copy takes all to the device.
 
-    host: NDArray[Any]
-    tensor: Tensor
-    pinned: Tensor | None
+    C codebooks; the fields are those of `Step`, with one column.
+    """
 
-    @classmethod
-    def zeros(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Staged:
-        if device.type == "cpu":
-            tensor = torch.zeros(shape, dtype=dtype)
-            return cls(tensor.numpy(), tensor, None)
-        pinned = torch.zeros(shape, dtype=dtype, pin_memory=True)
-        return cls(pinned.numpy(), torch.zeros(shape, dtype=dtype, device=device), pinned)
+    slots: Ints  # [rows]
+    columns: Ints  # [rows, 2 + C]
+    positions: Ints  # [rows]
+    where: Ints  # [rows]
+    text: Ints  # [rows, 2]
+    known: Ints  # [rows, C]
+    known_mask: Ints  # [rows, C]
+    top_k: Ints  # [rows, 2]
+    uniforms: Floats  # [rows, 1 + C]
+    cfg_scale: Floats  # [rows]
+    temperatures: Floats  # [rows, 2]
 
-    def upload(self, rows: int) -> Tensor:
-        """Copy the first rows to the device; returns them."""
-        if self.pinned is not None:
-            self.tensor[:rows].copy_(self.pinned[:rows], non_blocking=True)
-        return self.tensor[:rows]
+    def make_inert(self, first: int, end: int, slot: int) -> None:
+        """Rows that only fill a bucket up: legal ids, and a slot that nobody reads."""
+        for values in self.__dict__.values():
+            values[first:end] = 0
+        self.slots[first:end] = slot
 
 
-@dataclass
 class StepBuffers:
-    """Inputs and outputs of one `frame` over all slots (C codebooks, W decoder width)."""
+    """Inputs on the host and on the device, and results. On the CPU host and device share the inputs' memory."""
 
-    columns: Staged  # [slots, 2 + C] ids of the column to consume
-    positions: Staged  # [slots] its position
-    where: Staged  # [slots] its KV row
-    uniforms: Staged  # [slots, 1 + C] noise: action, then codebooks
-    text: Staged  # [slots, 2] text ids of the next column
-    known: Staged  # [slots, C] ids of the next column that the prefix gives
-    known_mask: Staged  # [slots, C] where it does
-    cfg_scale: Staged  # [slots]
-    temperatures: Staged  # [2, slots] text, audio
-    top_k: Staged  # [2, slots] text, audio
-    hidden: Tensor  # [slots, 2, W]
-    actions: Tensor  # [slots]
-    codes: Tensor  # [slots, C]
+    def __init__(self, rows: int, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        codebooks = config.codebooks
+        widths = {
+            "slots": (), "columns": (2 + codebooks,), "positions": (), "where": (), "text": (2,),
+            "known": (codebooks,), "known_mask": (codebooks,), "top_k": (2,), "uniforms": (1 + codebooks,),
+            "cfg_scale": (), "temperatures": (2,),
+        }  # fmt: skip
+        sizes = [rows * int(np.prod(width)) for width in widths.values()]
+        on_gpu = device.type == "cuda"
+        self._host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=on_gpu)
+        self._device = torch.zeros_like(self._host, device=device) if on_gpu else self._host
 
-    @classmethod
-    def allocate(cls, slots: int, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> StepBuffers:
-        def ints(*shape: int) -> Staged:
-            return Staged.zeros(shape, torch.int64, device)
+        def views(block: Tensor) -> dict[str, Tensor]:
+            parts = zip(widths.items(), torch.split(block, sizes), strict=True)
+            shaped = {name: part.view(rows, *width) for (name, width), part in parts}
+            return {n: t.view(torch.float32) if n in _FLOATS else t for n, t in shaped.items()}
 
-        def floats(*shape: int) -> Staged:
-            return Staged.zeros(shape, torch.float32, device)
-
-        buffers = cls(
-            columns=ints(slots, 2 + config.codebooks),
-            positions=ints(slots),
-            where=ints(slots),
-            uniforms=floats(slots, 1 + config.codebooks),
-            text=ints(slots, 2),
-            known=ints(slots, config.codebooks),
-            known_mask=Staged.zeros((slots, config.codebooks), torch.bool, device),
-            cfg_scale=floats(slots),
-            temperatures=floats(2, slots),
-            top_k=ints(2, slots),
-            hidden=torch.zeros((slots, 2, config.decoder.width), dtype=dtype, device=device),
-            actions=torch.zeros(slots, dtype=torch.int64, device=device),
-            codes=torch.zeros((slots, config.codebooks), dtype=torch.int64, device=device),
+        arrays: dict[str, NDArray[Any]] = {name: part.numpy() for name, part in views(self._host).items()}
+        self.inputs = StepInputs(**arrays)
+        tensors = views(self._device)
+        self.step = Step(
+            **{**tensors, "columns": tensors["columns"][:, None]},
+            hidden=torch.zeros((rows * 2, config.decoder.width), dtype=dtype, device=device),
+            actions=torch.zeros(rows, dtype=torch.int32, device=device),
+            codes=torch.zeros((rows, codebooks), dtype=torch.int32, device=device),
         )
-        buffers.cfg_scale.host.fill(1.0)
-        buffers.top_k.host.fill(1)
-        return buffers
 
-    def settings(self, slot: int, *, cfg_scale: float, temperatures: tuple[float, float], top_k: int) -> None:
-        """A slot's sampling settings, for as long as its stream lives."""
-        self.cfg_scale.host[slot] = cfg_scale
-        self.temperatures.host[:, slot] = temperatures
-        self.top_k.host[:, slot] = top_k
-        for staged in (self.temperatures, self.top_k):
-            staged.upload(2)
-        self.cfg_scale.upload(len(self.cfg_scale.host))
+    def upload(self) -> None:
+        """Copy the inputs to the device, in the order of its stream."""
+        if self._device is not self._host:
+            self._device.copy_(self._host, non_blocking=True)
 
-    def sampling(self, head: int, rows: int, filter_k: int) -> SamplingRows:
-        """Settings of the first rows for the text head (0) or the audio heads (1)."""
-        top_k = self.top_k.host[head, :rows]
-        return SamplingRows(
-            cfg_scale=self.cfg_scale.tensor[:rows],
-            temperature=self.temperatures.tensor[head, :rows],
-            top_k=self.top_k.tensor[head, :rows],
-            filter_k=filter_k,
-            top_k_max=0 if np.any(top_k == 0) else int(top_k.max()),
-        )
+
+_FLOATS = frozenset(name for name, kind in StepInputs.__annotations__.items() if kind == "Floats")

@@ -1,14 +1,19 @@
 """The one place that runs the model: KV cache, codec state and step buffers of all slots, and the passes over them.
 
 Two kinds of work. `extend` feeds known columns of one slot, many at once, transformer only. A `frame` is one column
-of every slot: `transform`, then, for slots past their delay, `depform`. Rows of slots that take no step are inert:
-they run with legal ids, write a KV row that is overwritten before it is read, and their results are ignored.
+of each slot that takes part: `transform`, then, for slots past their delay, `depform`.
+
+On a GPU a pass has one of a few shapes (*buckets*), recorded at start-up. Rows that only fill a bucket up are inert:
+they run with legal ids, on a slot of scratch that nobody reads, and their results are ignored.
 """
 
 from __future__ import annotations
 
+import logging
+import time
+from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,17 +22,31 @@ from torch import Tensor
 
 from ..model.dia2 import Dia2
 from ..model.mimi import MimiDecoder
-from ..model.sampling import sample
+from ..model.plain import PlainModel
+from ..model.step import SlotMemory, Step
 from .buffers import StepBuffers
+from .graphs import Graphs
+
+log = logging.getLogger(__name__)
 
 Ids = NDArray[np.int64]
+
+_PAGE_COLUMNS = 64  # of the KV cache on a GPU
+
+
+class Passes(Protocol):
+    """What a model can do; the results are in the step's own tensors."""
+
+    def extend(self, step: Step, memory: SlotMemory) -> None: ...
+    def transform(self, step: Step, memory: SlotMemory) -> None: ...
+    def depform(self, step: Step) -> None: ...
 
 
 @dataclass(frozen=True)
 class SlotSnapshot:
     """Device state after the columns and frames that no request can influence."""
 
-    keys: Tensor  # [layers, 2, kv_heads, cut, head_dim]
+    keys: Tensor  # [layers, pages, 2, kv_heads, rows, head_dim]
     values: Tensor
     codec: Any | None  # the codec's state after the prefix's frames
 
@@ -35,115 +54,164 @@ class SlotSnapshot:
 class ModelRunner:
     """Owns the device. Not thread-safe: one engine thread calls it."""
 
-    def __init__(self, model: Dia2, codec: MimiDecoder, *, slots: int, filter_k: int) -> None:
+    def __init__(self, model: Dia2, codec: MimiDecoder, *, slots: int, filter_k: int, cuda_graphs: bool = True) -> None:
         config = model.config
         weight = model.transformer.cb0_head.weight
         self.model, self.codec, self.config = model, codec, config
-        self.slots, self.filter_k, self.device = slots, filter_k, weight.device
-        self.buffers = StepBuffers.allocate(slots, config, weight.device, weight.dtype)
-        stack = config.decoder
+        self.slots, self.device = slots, weight.device
+        self.on_gpu = self.device.type == "cuda"
+        self.buffers = StepBuffers(slots, config, weight.device, weight.dtype)
+        self._actions = self.buffers.step.actions  # on the host
+        if self.on_gpu:
+            self._actions = torch.zeros(slots, dtype=torch.int32, pin_memory=True)
+            self._transformed = torch.cuda.Event()  # type: ignore[no-untyped-call]
         # One row more than positions: the reference's boundary feeds one column twice.
-        shape = (stack.layers, slots * 2, stack.kv_heads, config.max_context_steps + 1, stack.head_dim)
-        self.keys = torch.zeros(shape, dtype=weight.dtype, device=self.device)
-        self.values = torch.zeros_like(self.keys)
-        self.codec_state = codec.new_state(slots)
+        context, page = config.max_context_steps + 1, config.max_context_steps + 1
+        self._passes: Passes
+        if self.on_gpu:
+            from ..model.fused import EXTEND_COLUMNS, FusedModel
+
+            self._passes = FusedModel(model, filter_k)
+            self._extend_columns = EXTEND_COLUMNS
+            context, page = context + EXTEND_COLUMNS, _PAGE_COLUMNS
+        else:
+            self._passes = PlainModel(model, filter_k)
+            self._extend_columns = config.max_context_steps
+        self._pages = -(-context // page)  # of one slot
+        stack, scratch = config.decoder, slots * self._pages
+        shape = (stack.layers, scratch + 1, 2, stack.kv_heads, page, stack.head_dim)
+        table = torch.arange(scratch + self._pages, dtype=torch.int32, device=self.device).view(-1, self._pages)
+        table[slots] = scratch  # the scratch slot needs no more than one page
+        keys = torch.zeros(shape, dtype=weight.dtype, device=self.device)
+        self.memory = SlotMemory(keys, torch.zeros_like(keys), table)
+        self.codec_state = codec.new_state(slots + 1)  # one of scratch, for rows that fill a bucket up
+        self._codes = torch.zeros((slots, config.codebooks, 1), dtype=torch.int64, device=self.device)
+        self._codec_rows = torch.full((slots,), slots, dtype=torch.int64, device=self.device)
+        self._audio = torch.zeros((slots, codec.config.frame_samples), device=self.device)
+        self._extended = self._extend_step(self._extend_columns if self.on_gpu else 1)
+        self._buckets: list[int] = sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)})
+        self.graphs = Graphs(self.on_gpu and cuda_graphs)
+        if self.on_gpu:
+            self._warm_up()
+
+    # ---- passes
 
     @torch.inference_mode()
     def extend(self, slot: int, columns: Ids, start: int) -> None:
         """Feed `columns` [N, 2 + C] to a slot at positions `start ..`; nothing is sampled."""
-        count = len(columns)
-        if count == 0:
-            return
-        tokens = self._branches(torch.from_numpy(columns).to(self.device)[None])
-        positions = torch.arange(start, start + count, device=self.device)
-        seen = torch.arange(start + count, device=self.device)
-        mask = (seen[None, :] <= positions[:, None])[None, None].expand(2, -1, -1, -1)
-        positions = positions[None].expand(2, -1)
-        rows = slice(slot * 2, slot * 2 + 2)
-        keys, values = self.keys[:, rows], self.values[:, rows]
-        self.model.transformer(tokens, positions, positions, mask, [start + count], keys, values)
+        for first in range(0, len(columns), self._extend_columns):
+            part = torch.from_numpy(columns[first : first + self._extend_columns].astype(np.int32))
+            if not self.on_gpu:
+                self._extended = self._extend_step(len(part))
+            step = self._extended
+            # On a GPU the columns behind the last one are leftovers: legal, and overwritten before they are read.
+            step.columns[0, : len(part)].copy_(part)
+            for tensor, value in ((step.slots, slot), (step.positions, start + first), (step.where, start + first)):
+                tensor.fill_(value)
+            self.graphs.run("extend", lambda step=step: self._passes.extend(step, self.memory))  # type: ignore[misc]
 
     @torch.inference_mode()
-    def transform(self, rows: int) -> Ids:
-        """One column of slots 0..rows-1, as staged in the buffers; samples actions and codebook 0.
+    def transform(self, rows: int) -> None:
+        """One column of the slots staged in the buffers' first rows; samples actions and codebook 0."""
+        step = self._fill_up(rows)
+        self.graphs.run(("transform", len(step.slots)), lambda: self._passes.transform(step, self.memory))
+        if self.on_gpu:
+            self._actions.copy_(self.buffers.step.actions, non_blocking=True)
+            self._transformed.record()
 
-        Returns the actions [rows]; codebook 0 waits in the buffers.
-        """
-        buffers, model = self.buffers, self.model.transformer
-        tokens = self._branches(buffers.columns.upload(rows)[:, None])
-        positions = buffers.positions.upload(rows).repeat_interleave(2)[:, None]
-        where = buffers.where.upload(rows).repeat_interleave(2)[:, None]
-        noise = buffers.uniforms.upload(rows)
-        spans = (buffers.where.host[:rows] + 1).tolist()
-        mask = torch.arange(max(spans), device=self.device)[None, None, None] <= where[:, :, None, None]
-        hidden = model(tokens, positions, where, mask, spans, self.keys[:, : rows * 2], self.values[:, : rows * 2])
-        hidden = hidden.view(rows, 2, -1)
-        buffers.hidden[:rows] = hidden
-        text = buffers.sampling(0, rows, self.filter_k)
-        audio = buffers.sampling(1, rows, self.filter_k)
-        buffers.actions[:rows] = sample(model.action_logits(hidden), text, noise[:, 0])
-        # BOS and PAD are cut off in front of the guidance filter, so they cannot take places in it.
-        cb0 = model.cb0_logits(hidden)[..., : self.config.codec_vocab]
-        buffers.codes[:rows, 0] = sample(cb0, audio, noise[:, 1])
-        return buffers.actions[:rows].cpu().numpy()
+    def actions(self, rows: int) -> Ids:
+        """The actions [rows] that `transform` sampled; waits for it, and for nothing that came after it."""
+        if self.on_gpu:
+            self._transformed.synchronize()
+        return self._actions[:rows].numpy()
 
     @torch.inference_mode()
     def depform(self, rows: int) -> None:
-        """Codebooks 1..C-1 of slots 0..rows-1, into the buffers, from the hidden states of `transform`."""
-        buffers = self.buffers
-        known, mask = buffers.known.upload(rows), buffers.known_mask.upload(rows)
-        audio = buffers.sampling(1, rows, self.filter_k)
-        noise = buffers.uniforms.tensor[:rows]
-
-        def pick(codebook: int, logits: Tensor) -> Tensor:
-            ids = sample(logits.view(rows, 2, -1), audio, noise[:, 1 + codebook])
-            buffers.codes[:rows, codebook] = ids
-            return build_on(codebook)
-
-        def build_on(codebook: int) -> Tensor:
-            ids = torch.where(mask[:, codebook], known[:, codebook], buffers.codes[:rows, codebook])
-            return ids.repeat_interleave(2)
-
-        text = buffers.text.upload(rows).repeat_interleave(2, dim=0)
-        hidden = buffers.hidden[:rows].view(rows * 2, -1)
-        self.model.depformer(hidden, text, build_on(0), pick)
+        """Codebooks 1..C-1 of the slots in the first rows, into the buffers, from what `transform` left."""
+        step = self._fill_up(rows) if self.config.depformer_text else self.buffers.step.first(self._bucket(rows))
+        self.graphs.run(("depform", len(step.slots)), lambda: self._passes.depform(step))
 
     def codes(self, rows: int) -> Ids:
         """The sampled ids [rows, C] of the frame."""
-        ids: Ids = self.buffers.codes[:rows].cpu().numpy()
+        ids: Ids = self.buffers.step.codes[:rows].cpu().numpy().astype(np.int64)
         return ids
 
     @torch.inference_mode()
     def decode(self, slots: list[int], codes: Ids) -> NDArray[np.float32]:
         """Audio [B, T * frame_samples] of the next T frames `codes` [B, C, T] of some slots, continuing each one's."""
-        rows = torch.tensor(slots, device=self.device)
-        audio = self.codec.decode(torch.from_numpy(codes).to(self.device), self.codec_state, rows)
+        batch = len(slots)
+        if not self.on_gpu or codes.shape[2] > 1:
+            rows = torch.tensor(slots, device=self.device)
+            audio = self.codec.decode(torch.from_numpy(codes).to(self.device), self.codec_state, rows)
+        else:
+            bucket = self._bucket(batch)
+            rows = torch.tensor(slots + [self.slots] * (bucket - batch))
+            self._codec_rows[:bucket].copy_(rows)
+            self._codes[:batch].copy_(torch.from_numpy(codes))
+            self.graphs.run(("decode", bucket), lambda: self._decode(bucket))
+            audio = self._audio[:batch]
         pcm: NDArray[np.float32] = audio.float().cpu().numpy()
         return pcm
+
+    # ---- a slot's state
 
     @torch.inference_mode()
     def snapshot(self, slot: int, columns: int, *, codec: bool) -> SlotSnapshot:
         """Copy what a slot has seen: the first `columns` KV rows and, if asked, its codec state."""
-        rows = slice(slot * 2, slot * 2 + 2)
-        keys, values = (cache[:, rows, :, :columns].clone() for cache in (self.keys, self.values))
+        page = self.memory.keys.shape[4]
+        pages, rows = -(-columns // page), min(columns, page)
+        keys, values = (cache[:, :pages, ..., :rows, :].clone() for cache in self._cache_of(slot))
         return SlotSnapshot(keys, values, self.codec_state.snapshot(slot) if codec else None)
 
     @torch.inference_mode()
     def restore(self, slot: int, snapshot: SlotSnapshot | None) -> None:
         """Put a slot into a snapshot's state; None: empty."""
-        rows = slice(slot * 2, slot * 2 + 2)
         if snapshot is not None:
-            columns = snapshot.keys.shape[3]
-            self.keys[:, rows, :, :columns] = snapshot.keys
-            self.values[:, rows, :, :columns] = snapshot.values
+            pages, rows = snapshot.keys.shape[1], snapshot.keys.shape[4]
+            for cache, kept in zip(self._cache_of(slot), (snapshot.keys, snapshot.values), strict=True):
+                cache[:, :pages, ..., :rows, :] = kept
         if snapshot is not None and snapshot.codec is not None:
             self.codec_state.restore(slot, snapshot.codec)
         else:
             self.codec_state.reset(slot)
 
-    def _branches(self, columns: Tensor) -> Tensor:
-        """Both guidance branches [2B, N, 2 + C] of columns [B, N, 2 + C]: the second one without text."""
-        both = columns[:, None].repeat(1, 2, 1, 1)
-        both[:, 1, :, 0] = self.config.text_zero
-        both[:, 1, :, 1] = self.config.text_pad
-        return both.flatten(0, 1)
+    def _cache_of(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Views of a slot's keys and values, [layers, pages, 2, kv_heads, page, head_dim]."""
+        pages = slice(slot * self._pages, (slot + 1) * self._pages)
+        return self.memory.keys[:, pages], self.memory.values[:, pages]
+
+    # ---- shapes
+
+    def _fill_up(self, rows: int) -> Step:
+        """The step's tensors on the device, of as many rows as a bucket has; those beyond `rows` are inert."""
+        bucket = self._bucket(rows)
+        self.buffers.inputs.make_inert(rows, bucket, slot=self.slots)
+        self.buffers.upload()
+        return self.buffers.step.first(bucket)
+
+    def _bucket(self, rows: int) -> int:
+        if not self.on_gpu:
+            return rows
+        return self._buckets[bisect_left(self._buckets, rows)]
+
+    def _extend_step(self, columns: int) -> Step:
+        step = self.buffers.step.first(1)
+        ids = torch.zeros((1, columns, 2 + self.config.codebooks), dtype=torch.int32, device=self.device)
+        slots, positions, where = (torch.zeros_like(step.slots) for _ in range(3))
+        return Step(**{**step.__dict__, "columns": ids, "slots": slots, "positions": positions, "where": where})
+
+    def _decode(self, bucket: int) -> None:
+        self._audio[:bucket] = self.codec.decode(self._codes[:bucket], self.codec_state, self._codec_rows[:bucket])
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Compile, run and record every pass in every shape, so that no request ever does."""
+        started = time.monotonic()
+        self.graphs.record("extend", lambda: self._passes.extend(self._extended, self.memory))
+        for bucket in self._buckets:
+            step = self._fill_up(bucket)
+            self.graphs.record(("transform", bucket), lambda step=step: self._passes.transform(step, self.memory))  # type: ignore[misc]
+            self.graphs.record(("depform", bucket), lambda step=step: self._passes.depform(step))  # type: ignore[misc]
+            self.graphs.record(("decode", bucket), lambda bucket=bucket: self._decode(bucket))  # type: ignore[misc]
+            log.info("passes of %d streams ready after %.1f s", bucket, time.monotonic() - started)
+        torch.cuda.synchronize()

@@ -173,14 +173,15 @@ def test_plans(vectors: Vectors, engines: dict[Any, Engine]) -> None:
 def test_forward(vectors: Vectors, device: str, engines: dict[Any, Engine]) -> None:
     require(vectors, "forward.columns")
     engine, golden = engine_for(engines, vectors, device), vectors.tensors
-    model, runner = engine.runner.model, engine.runner
+    model, stack = engine.runner.model, engine.model_config.decoder
     columns = golden["forward.columns"].to(device).permute(1, 0, 2)  # [2, T, 2 + C]
     steps = columns.shape[1]
     positions = torch.arange(steps, device=device)
     mask = (positions[None] <= positions[:, None])[None, None].expand(2, -1, -1, -1)
     rows = positions[None].expand(2, -1)
+    keys = torch.zeros((stack.layers, 2, stack.kv_heads, steps, stack.head_dim), device=device)
     with torch.inference_mode():
-        hidden = model.transformer(columns, rows, rows, mask, [steps], runner.keys[:, :2], runner.values[:, :2])
+        hidden = model.transformer(columns, rows, [0], rows, mask, [steps], keys, torch.zeros_like(keys))
         logits = {
             "hidden": hidden,
             "action": model.transformer.action_logits(hidden),

@@ -1,0 +1,188 @@
+"""Guidance, filter, top-k and sampling of `dia2_engine.model.sampling` in one kernel, and the step that follows.
+
+The k highest logits are found by bisection, so that every row may have a k of its own, and none is sorted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..step import Step
+from .launch import OVERLAP, arrive
+
+
+@triton.jit
+def _cut(x, lowest, highest, k):
+    """The largest threshold found for which at least k of x are not below it: exactly k, but for ties.
+
+    Bisection between bounds of x; it ends as soon as exactly k are left, which for logits is after about ten steps.
+    """
+    count = tl.sum((x >= lowest).to(tl.int32), 0)
+    middle = lowest + (highest - lowest) * 0.5
+    while (count > k) & (middle > lowest) & (middle < highest):
+        above = tl.sum((x >= middle).to(tl.int32), 0)
+        enough = above >= k
+        count = tl.where(enough, above, count)
+        lowest = tl.where(enough, middle, lowest)
+        highest = tl.where(enough, highest, middle)
+        middle = lowest + (highest - lowest) * 0.5
+    if count > k:  # `highest` is the next number up: only ties are left
+        lowest = tl.where(tl.sum((x >= highest).to(tl.int32), 0) >= k, highest, lowest)
+    return lowest
+
+
+@triton.jit
+def _sampled(cond, uncond, vocab, scale, temperature, top_k, uniform, filter_k, BLOCK: tl.constexpr):
+    """One id, always below `vocab`, from the logits [BLOCK] of both branches."""
+    v = tl.arange(0, BLOCK)
+    nothing = float("-inf")
+    legal = v < vocab
+    keep = legal
+    if (filter_k > 0) & (filter_k < vocab) & (scale != 1.0):
+        guided = uncond + scale * (cond - uncond)
+        low = tl.min(tl.where(legal, guided, float("inf")), 0)
+        guided = tl.where(legal, guided, nothing)
+        keep = guided >= _cut(guided, low, tl.max(guided, 0), filter_k)
+    best = tl.max(tl.where(keep, cond, nothing), 0)
+    chosen = tl.min(tl.where(keep & (cond == best), v, vocab - 1), 0)
+    if temperature > 0.0:
+        if (top_k > 0) & (top_k < vocab):
+            low = tl.min(tl.where(keep, cond, best), 0)
+            cond = tl.where(keep, cond, nothing)
+            keep = cond >= _cut(cond, low, best, top_k)
+        weights = tl.where(keep, tl.exp((cond - best) / temperature), 0.0)
+        cumulative = tl.where(weights > 0.0, tl.cumsum(weights, 0), 0.0)
+        chosen = tl.min(tl.where(cumulative > uniform * tl.max(cumulative, 0), v, vocab - 1), 0)
+    return chosen
+
+
+@triton.jit
+def _sample_heads(
+    logits_ptr, scale_ptr, temperature_ptr, top_k_ptr, uniform_ptr, actions_ptr, codes_ptr, filter_k, actions, vocab,
+    WIDTH: tl.constexpr, CODEBOOKS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """The action (head 0) or codebook 0 (head 1) of one row."""
+    arrive(OVERLAP)
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    v = tl.arange(0, BLOCK)
+    size = tl.where(head == 0, actions, vocab)
+    logits = logits_ptr + row * 2 * WIDTH + tl.where(head == 0, 0, actions) + v
+    cond = tl.load(logits, mask=v < size, other=0.0)
+    uncond = tl.load(logits + WIDTH, mask=v < size, other=0.0)
+    chosen = _sampled(
+        cond, uncond, size,
+        tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + head), tl.load(top_k_ptr + row * 2 + head),
+        tl.load(uniform_ptr + row * (1 + CODEBOOKS) + head), filter_k, BLOCK,
+    )  # fmt: skip
+    tl.store(actions_ptr + row, chosen, mask=head == 0)
+    tl.store(codes_ptr + row * CODEBOOKS, chosen, mask=head == 1)
+
+
+@triton.jit
+def _enter_stage(
+    chosen, row, codebook, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
+    CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """The next stage's input, for both branches: it builds on the prefix's id where there is one."""
+    known = tl.load(known_mask_ptr + row * CODEBOOKS + codebook) != 0
+    chosen = tl.where(known, tl.load(known_ptr + row * CODEBOOKS + codebook), chosen)
+    w = tl.arange(0, BLOCK_W)
+    inside = w < WIDTH
+    embedding = tl.load(table_ptr + chosen * WIDTH + w, mask=inside).to(tl.float32)
+    for branch in tl.static_range(2):
+        its = row * 2 + branch
+        x = embedding + tl.load(inputs_ptr + (its * groups + group) * WIDTH + w, mask=inside).to(tl.float32)
+        tl.store(x_ptr + its * WIDTH + w, x.to(x_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["codebook", "group", "groups"])
+def _first_stage(
+    codes_ptr, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, codebook, group, groups,
+    CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """From codebook 0, which came with the transformer, to the first stage."""
+    arrive(OVERLAP)
+    row = tl.program_id(0).to(tl.int64)
+    chosen = tl.load(codes_ptr + row * CODEBOOKS + codebook)
+    _enter_stage(
+        chosen, row, codebook, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
+        CODEBOOKS, WIDTH, BLOCK_W,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["codebook", "group", "groups"])
+def _sample_stage(
+    logits_ptr, scale_ptr, temperature_ptr, top_k_ptr, uniform_ptr, filter_k,
+    codes_ptr, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, vocab, codebook, group, groups,
+    CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK: tl.constexpr, LAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """One codebook of one row, and the input of the next stage."""
+    arrive(OVERLAP)
+    row = tl.program_id(0).to(tl.int64)
+    v = tl.arange(0, BLOCK)
+    logits = logits_ptr + row * 2 * vocab + v
+    cond = tl.load(logits, mask=v < vocab, other=0.0)
+    uncond = tl.load(logits + vocab, mask=v < vocab, other=0.0)
+    chosen = _sampled(
+        cond, uncond, vocab,
+        tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + 1), tl.load(top_k_ptr + row * 2 + 1),
+        tl.load(uniform_ptr + row * (1 + CODEBOOKS) + 1 + codebook), filter_k, BLOCK,
+    )  # fmt: skip
+    tl.store(codes_ptr + row * CODEBOOKS + codebook, chosen)
+    if not LAST:
+        _enter_stage(
+            chosen, row, codebook, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
+            CODEBOOKS, WIDTH, BLOCK_W,
+        )  # fmt: skip
+
+
+def sample_heads(logits: Tensor, step: Step, filter_k: int, actions: int, vocab: int) -> None:
+    """Sample the action and codebook 0 from float32 logits [R * 2, actions + at least `vocab`]."""
+    rows, codebooks = step.codes.shape
+    _sample_heads[(rows, 2)](
+        logits, step.cfg_scale, step.temperatures, step.top_k, step.uniforms, step.actions, step.codes,
+        filter_k, actions, vocab,
+        WIDTH=logits.shape[1], CODEBOOKS=codebooks, BLOCK=triton.next_power_of_2(max(actions, vocab)),
+        OVERLAP=OVERLAP, launch_pdl=OVERLAP,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StageInput:
+    """What a stage of the depformer begins with: x = table[id of the codebook before] + inputs[:, group]."""
+
+    table: Tensor  # [audio_vocab, width]
+    inputs: Tensor  # [R * 2, groups, width], from the transformer's hidden state
+    group: int
+    x: Tensor  # [R * 2, width], written
+
+
+def first_stage(step: Step, enter: StageInput) -> None:
+    """Enter the first stage with codebook 0."""
+    rows, codebooks = step.codes.shape
+    width = enter.x.shape[1]
+    _first_stage[(rows,)](
+        step.codes, step.known, step.known_mask, enter.table, enter.inputs, enter.x,
+        0, enter.group, enter.inputs.shape[1],
+        CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width), OVERLAP=OVERLAP, launch_pdl=OVERLAP,
+    )  # fmt: skip
+
+
+def sample_stage(logits: Tensor, codebook: int, step: Step, filter_k: int, enter: StageInput | None) -> None:
+    """Sample a codebook from float32 logits [R * 2, vocab] and, if there is one, enter the next stage."""
+    rows, codebooks = step.codes.shape
+    vocab, last = logits.shape[1], enter is None
+    enter = enter or StageInput(logits, logits[:, None], 0, logits)
+    width = enter.x.shape[1]
+    _sample_stage[(rows,)](
+        logits, step.cfg_scale, step.temperatures, step.top_k, step.uniforms, filter_k,
+        step.codes, step.known, step.known_mask, enter.table, enter.inputs, enter.x,
+        vocab, codebook, enter.group, enter.inputs.shape[1],
+        CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width),
+        BLOCK=triton.next_power_of_2(vocab), LAST=last, OVERLAP=OVERLAP, launch_pdl=OVERLAP,
+    )  # fmt: skip

@@ -1,0 +1,38 @@
+"""CUDA graphs: each pass of static shape is recorded once, at start-up, and replayed as one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+
+
+class Graphs:
+    """Passes by key. Without a GPU, or switched off for debugging, a pass simply runs."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        # One pool for all: passes run one after another and keep nothing in it between them.
+        self._pool = torch.cuda.graph_pool_handle() if enabled else None
+
+    def record(self, key: Hashable, run: Callable[[], object]) -> None:
+        """Run a pass, which compiles and allocates what it needs, and record it. Recording does not run it."""
+        if not self.enabled:
+            return
+        run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            run()
+        self._graphs[key] = graph
+
+    def run(self, key: Hashable, run: Callable[[], object]) -> None:
+        """Replay the pass recorded as `key`, or run it where graphs are off. Raises KeyError if none was recorded."""
+        if self.enabled:
+            self.replay(key)
+        else:
+            run()
+
+    def replay(self, key: Hashable) -> None:
+        """One launch of a recorded pass."""
+        self._graphs[key].replay()
