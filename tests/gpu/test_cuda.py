@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from dia2_engine import Cancelled, Failed, Finished, Request, Worker
-from tests.support import LINE, Collector, make_config, make_engine, speak, tokens_of, write_voices
+from dia2_engine.stream import Stream
+from tests.support import LINE, Collector, Recorder, audio_of, make_config, make_engine, speak, tokens_of, write_voices
 
+triton = pytest.importorskip("triton")  # comes with torch for CUDA
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 REQUESTS = 200
@@ -75,9 +77,54 @@ def test_bfloat16_logits_stay_near_float32(variant: str) -> None:
         stream = engine.parse(Request(LINE, seed=3))
         engine.start(stream)
         engine.step([stream], lambda *_: None)
+        model = engine.runner.model.transformer
         with torch.inference_mode():
-            state = engine.runner.buffers.hidden[:1].clone()
-            hidden[dtype] = engine.runner.model.transformer.cb0_logits(state).float()
+            hidden[dtype] = model.cb0_logits(model.norm(engine.runner.buffers.step.hidden[:2])).float()
         engine.release(stream)
     error = (hidden["bfloat16"] - hidden["float32"]).norm() / hidden["float32"].norm()
     assert error < 0.05, f"relative error {error:.3g}"
+
+
+def test_graphs_equal_running_the_passes(variant: str, tmp_path: Path) -> None:
+    voices = write_voices(tmp_path / "voices", variant)
+    request = Request(LINE, voice="duo", seed=3, max_seconds=2.0)
+    recorded, run = (
+        speak(make_engine(variant, slots=3, device="cuda", voices=str(voices), cuda_graphs=on), request)
+        for on in (True, False)
+    )
+    np.testing.assert_array_equal(tokens_of(recorded[0]), tokens_of(run[0]))
+    np.testing.assert_array_equal(audio_of(recorded[1]), audio_of(run[1]))
+
+
+def test_a_stream_does_not_depend_on_its_neighbours_within_a_bucket(variant: str) -> None:
+    """Bit for bit: neighbours of other seeds, in rows of the same pass."""
+    engine = make_engine(variant, slots=4, device="cuda")
+
+    def watched(*others: int) -> Stream:
+        record, stream = Recorder(), engine.parse(Request(LINE, seed=3, max_seconds=2.0))
+        neighbours = [engine.parse(Request("And so it goes. " * 12, seed=seed)) for seed in others]
+        for each in (stream, *neighbours):
+            engine.start(each)
+        while not record.ended(stream):
+            engine.step([stream, *neighbours], record)
+        for neighbour in neighbours:
+            engine.release(neighbour)
+        return stream
+
+    np.testing.assert_array_equal(tokens_of(watched(10, 11, 12)), tokens_of(watched(20, 21, 22)))
+
+
+def test_a_request_compiles_captures_and_allocates_nothing(variant: str, tmp_path: Path) -> None:
+    voices = write_voices(tmp_path / "voices", variant)
+    engine = make_engine(variant, slots=2, device="cuda", voices=str(voices), debug=False)
+    compiled: list[object] = []
+    triton.knobs.compilation.listener = lambda **event: compiled.append(event)
+    before = torch.cuda.memory_stats()
+    try:
+        speak(engine, Request(LINE, voice="duo", seed=3, max_seconds=1.0))
+    finally:
+        triton.knobs.compilation.listener = None
+    after = torch.cuda.memory_stats()
+    assert compiled == []
+    for counter in ("allocation.all.allocated", "segment.all.allocated", "num_device_alloc"):
+        assert after[counter] == before[counter], counter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -57,6 +58,7 @@ def launched(folder: Path, *options: str) -> Iterator[Server]:
     """A server of its own, with a log in `folder`; ended, and checked to have left nothing, on the way out."""
     ready = folder / "ready.json"
     command: list[str | Path] = [LAUNCH, *FREE_PORTS, "--device", "cpu", *options]
+    command += shlex.split(os.environ.get("LAUNCH_OPTIONS", ""))  # --reuse, on a machine with packages of its own
     command += ["--ready-file", ready, "--log", folder / "triton.log"]
     with (folder / "launch.log").open("wb") as log:
         launcher = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Measure the engine on a GPU, without Triton: what a frame costs, and when its first audio comes.
+
+    scripts/make_demo_checkpoint.py build/2b --shape 2b --dtype bfloat16     # once: random weights, the full shape
+    benchmarks/engine.py --checkpoint build/2b --json engine.json
+
+Passes. One engine with as many slots as the largest load, its streams 300 columns into their context, guidance on.
+Each pass is one CUDA graph, timed by device events; the figure is the median of 30 replays after 5 of warm-up.
+
+- text: a transformer-only step, with its heads and sampling; depformer: the other codebooks; codec: one frame of audio
+- frame: text + depformer + codec
+- real time: how many streams that frame rate would serve, streams * 80 ms / frame
+- bytes/s: the weights that one text step and one depformer read, over their time; copy: of 1 GiB, read and written
+
+First audio. Another engine, with the whole context and the example voice anna-and-ben (a prefix of 12 s), threads and
+all: from submission to the first chunk in the host's memory, alone and while others stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dia2_engine import AudioChunk, EngineConfig, Event, Failed, Finished, Request, Worker
+from dia2_engine.model.checkpoint import find_checkpoint, load_dia2
+from dia2_engine.model.dia2 import Dia2
+from dia2_engine.model.mimi import MimiDecoder
+from dia2_engine.runtime.runner import ModelRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTEXT = 512  # of the passes: 256 whole contexts do not fit beside the weights
+POSITION = 300
+FRAME_MS = 80.0
+LINE = "[S1] Hello there, how can I help you today?"
+LONG = "[S1] " + "This goes on and on, and it does not end before everything else has been measured. " * 12
+
+
+def median_ms(run: Callable[[], object], repeats: int = 30, warm_up: int = 5) -> float:
+    """Median time on the device."""
+    times: list[float] = []
+    for index in range(warm_up + repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        if index >= warm_up:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def copy_bandwidth() -> float:
+    """Bytes/s of a copy on the device, read and written."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / median_ms(lambda: target.copy_(source)) * 1000
+
+
+def weight_bytes(model: Dia2) -> tuple[int, int]:
+    """What a text step and the depformer of one frame read: embeddings are looked up, not read."""
+    transformer, depformer = model.transformer, model.depformer
+    text = sum(p.nbytes for n, p in transformer.named_parameters() if "embed" not in n)
+    schedule = model.config.weights_schedule
+    stages = 0
+    for name, parameter in depformer.named_parameters():
+        part = name.split(".")
+        if "embed" in name:
+            continue
+        if "in_proj" in part or "out_proj" in part:  # one of each weight group, by stage
+            stages += parameter.nbytes * schedule.count(int(part[-2]))
+        else:  # the heads and the inputs once, what all stages share each time
+            stages += parameter.nbytes * (1 if part[0] in ("logits", "depformer_in") else len(schedule))
+    return text, stages
+
+
+@torch.inference_mode()
+def measure_passes(checkpoint: str, loads: list[int]) -> dict[str, Any]:
+    """What each pass costs, by number of streams."""
+    device, started = torch.device("cuda"), time.monotonic()
+    files = find_checkpoint(checkpoint)
+    files = replace(files, config=replace(files.config, max_context_steps=CONTEXT))
+    model = load_dia2(files, device=device, dtype=torch.bfloat16)
+    codec = MimiDecoder.load(files.mimi, codebooks=files.config.codebooks, device=device)
+    loaded_s, weights_gb = time.monotonic() - started, torch.cuda.memory_allocated() / 1e9
+    text_bytes, depformer_bytes = weight_bytes(model)
+    copy = copy_bandwidth()
+    runner = ModelRunner(model, codec, slots=max(loads), filter_k=50)
+    ready_s = time.monotonic() - started
+    inputs = runner.buffers.inputs
+    inputs.slots[:], inputs.positions[:], inputs.where[:] = range(max(loads)), POSITION, POSITION
+    inputs.uniforms[:], inputs.cfg_scale[:], inputs.temperatures[:], inputs.top_k[:] = 0.5, 2.0, (0.6, 0.8), 50
+    runner.buffers.upload()
+    rows = []
+    for streams in loads:
+        text, depformer, decode = (
+            median_ms(partial(runner.graphs.replay, (name, streams))) for name in ("transform", "depform", "decode")
+        )
+        frame = text + depformer + decode
+        rows.append(
+            {
+                "streams": streams,
+                "text_ms": text,
+                "depformer_ms": depformer,
+                "codec_ms": decode,
+                "frame_ms": frame,
+                "real_time": streams * FRAME_MS / frame,
+                "text_bytes_s": text_bytes / text * 1000,
+                "depformer_bytes_s": depformer_bytes / depformer * 1000,
+            }
+        )
+    return {
+        "context": CONTEXT,
+        "position": POSITION,
+        "copy_bytes_s": copy,
+        "weights_gb": weights_gb,
+        "kv_mb_per_stream": (runner.memory.keys.nbytes + runner.memory.values.nbytes) / max(loads) / 1e6,
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "load_s": loaded_s,
+        "ready_s": ready_s,
+        "passes": rows,
+    }
+
+
+class FirstAudio:
+    """A sink that notes when its first chunk came."""
+
+    def __init__(self) -> None:
+        self.submitted_s = time.monotonic()
+        self.first_ms = float("nan")
+        self.done = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, AudioChunk) and self.first_ms != self.first_ms:
+            self.first_ms = 1000 * (time.monotonic() - self.submitted_s)
+        if isinstance(event, Finished | Failed):
+            self.done.set()
+
+
+def measure_first_audio(checkpoint: str, others: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Time to first audio of one request after another, while others stream at the pace of a listener."""
+    settings: dict[str, Any] = {"device": "cuda", "slots": max(others) + 1, "run_ahead_s": 1.0}
+    worker = Worker(EngineConfig(checkpoint, voices=str(ROOT / "voices"), default_voice="anna-and-ben", **settings))
+    rows = []
+    try:
+        for count in others:
+            background = [worker.submit(Request(LONG, seed=seed), FirstAudio()) for seed in range(count)]
+            times = []
+            for seed in range(rounds + 3):
+                sink = FirstAudio()
+                worker.submit(Request(LINE, seed=seed, max_seconds=0.5), sink)
+                if not sink.done.wait(60):
+                    raise SystemExit("a stream did not end within 60 s")
+                times.append(sink.first_ms)
+            times = sorted(times[3:])
+            for stream in background:
+                stream.cancel()
+            rows.append(
+                {
+                    "others": count,
+                    "p50_ms": statistics.median(times),
+                    "p95_ms": times[min(len(times) - 1, int(0.95 * len(times)))],
+                    "worst_ms": times[-1],
+                }
+            )
+    finally:
+        worker.close()
+    return rows
+
+
+def print_report(report: dict[str, Any]) -> None:
+    passes = report["passes"]
+    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    print(
+        f"bfloat16, CFG, context {passes['context']}, at column {passes['position']}; "
+        f"weights {passes['weights_gb']:.2f} GB, KV {passes['kv_mb_per_stream']:.0f} MB a stream, "
+        f"peak {passes['peak_gb']:.1f} GB; loaded in {passes['load_s']:.1f} s, ready after {passes['ready_s']:.1f} s; "
+        f"copy {passes['copy_bytes_s'] / 1e9:.0f} GB/s\n"
+    )
+    print("| streams | text | depformer | codec | frame | real time | text GB/s | depformer GB/s |")
+    print("|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for row in passes["passes"]:
+        print(
+            f"| {row['streams']} | {row['text_ms']:.2f} ms | {row['depformer_ms']:.2f} ms | {row['codec_ms']:.2f} ms "
+            f"| {row['frame_ms']:.2f} ms | {row['real_time']:.0f} | {row['text_bytes_s'] / 1e9:.0f} "
+            f"| {row['depformer_bytes_s'] / 1e9:.0f} |"
+        )
+    if report["first_audio"]:
+        print("\n| others streaming | first audio p50 | p95 | worst |\n|--:|--:|--:|--:|")
+    for row in report["first_audio"]:
+        print(f"| {row['others']} | {row['p50_ms']:.1f} ms | {row['p95_ms']:.1f} ms | {row['worst_ms']:.1f} ms |")
+
+
+def main(argv: list[str] | None = None) -> int:
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256], help="powers of two")
+    parser.add_argument("--others", type=int, nargs="*", default=[0, 64], help="streams beside a request's first audio")
+    parser.add_argument("--rounds", type=int, default=20, help="requests whose first audio is timed (default: 20)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("this measures a GPU, and there is none")
+    gpu = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    report: dict[str, Any] = {"machine": gpu, "passes": measure_passes(args.checkpoint, args.streams)}
+    torch.cuda.empty_cache()
+    report["first_audio"] = measure_first_audio(args.checkpoint, args.others, args.rounds) if args.others else []
+    print_report(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

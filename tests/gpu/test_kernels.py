@@ -1,0 +1,142 @@
+"""The kernels against their plain twins, on random weights and ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dia2_engine.model.checkpoint import load_strictly
+from dia2_engine.model.config import ModelConfig, load_model_config
+from dia2_engine.model.dia2 import Dia2
+from dia2_engine.model.plain import PlainModel
+from dia2_engine.model.step import SlotMemory, Step
+from tests.support import VECTORS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+CONTEXT = 320
+FILTER_K = 50
+# Rows for which `linear` takes another road each: scalar units, matrix units, the vendor's library.
+ROWS = [1, 2, 5, 8, 40]
+
+
+@dataclass
+class Twins:
+    """The same weights, plain and fused, each with a memory of its own."""
+
+    config: ModelConfig
+    plain: PlainModel
+    fused: object
+    plain_memory: SlotMemory
+    fused_memory: SlotMemory
+
+
+def make_memory(config: ModelConfig, rows: int, page: int, dtype: torch.dtype) -> SlotMemory:
+    stack, pages = config.decoder, CONTEXT // page
+    shape = (stack.layers, rows * pages, 2, stack.kv_heads, page, stack.head_dim)
+    keys = torch.zeros(shape, device="cuda", dtype=dtype)
+    order = torch.randperm(rows * pages, device="cuda", dtype=torch.int32) if pages > 1 else torch.arange(rows)
+    return SlotMemory(keys, torch.zeros_like(keys), order.to("cuda", torch.int32).view(rows, pages))
+
+
+@pytest.fixture(params=["small", "lowrank", "textdep"])
+def config_path(request: pytest.FixtureRequest) -> Path:
+    return VECTORS / str(request.param) / "checkpoint"
+
+
+def make_twins(folder: Path, rows: int, dtype: torch.dtype) -> Twins:
+    from dia2_engine.model.fused import FusedModel
+
+    torch.manual_seed(rows)
+    config = load_model_config(folder / "config.json")
+    with torch.device("meta"):
+        model = Dia2(config)
+    load_strictly(model, folder / "model.safetensors", device=torch.device("cuda"), dtype=dtype)
+    fused = FusedModel(model, FILTER_K)  # from here on the plain weights are views of the fused ones
+    return Twins(
+        config,
+        PlainModel(model, FILTER_K),
+        fused,
+        make_memory(config, rows, CONTEXT, dtype),
+        make_memory(config, rows, 64, dtype),
+    )
+
+
+def random_step(config: ModelConfig, rows: int, dtype: torch.dtype, start: Tensor, columns: int = 1) -> Step:
+    def ids(high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape, device="cuda", dtype=torch.int32)
+
+    cells = torch.cat(
+        [ids(config.text_vocab, rows, columns, 2), ids(config.audio_vocab, rows, columns, config.codebooks)], -1
+    )
+    choice = torch.arange(rows, device="cuda") % 4
+    return Step(
+        slots=torch.arange(rows, device="cuda", dtype=torch.int32),
+        columns=cells,
+        positions=start,
+        where=start,
+        uniforms=ids(1 << 23, rows, 1 + config.codebooks) * 2.0**-23,
+        text=ids(config.text_vocab, rows, 2),
+        known=ids(config.codec_vocab, rows, config.codebooks),
+        known_mask=ids(2, rows, config.codebooks),
+        cfg_scale=torch.tensor([2.0, 1.0, 3.5, 0.0], device="cuda")[choice],
+        temperatures=torch.tensor([[0.6, 0.8], [0.0, 0.0], [1.0, 1.3], [0.5, 0.0]], device="cuda")[choice],
+        top_k=torch.tensor([[50, 50], [1, 1], [0, 0], [2, 5]], device="cuda", dtype=torch.int32)[choice],
+        hidden=torch.full((rows * 2, config.decoder.width), torch.nan, device="cuda", dtype=dtype),
+        actions=torch.full((rows,), -1, device="cuda", dtype=torch.int32),
+        codes=torch.full((rows, config.codebooks), -1, device="cuda", dtype=torch.int32),
+    )
+
+
+def twin_of(step: Step) -> Step:
+    results = {name: getattr(step, name).clone() for name in ("hidden", "actions", "codes")}
+    return Step(**{**step.__dict__, **results})
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_passes_equal_their_plain_twins_in_float32(config_path: Path, rows: int) -> None:
+    """A prefix, then one frame: the same actions and ids, and hidden states that differ by rounding."""
+    twins = make_twins(config_path, rows, torch.float32)
+    config, fused = twins.config, twins.fused
+    for slot in range(rows):
+        step = random_step(
+            config, 1, torch.float32, torch.zeros(1, device="cuda", dtype=torch.int32), 3 + 31 * slot % 29
+        )
+        step = Step(**{**step.__dict__, "slots": torch.full_like(step.slots, slot)})
+        twins.plain.extend(step, twins.plain_memory)
+        fused.extend(step, twins.fused_memory)  # type: ignore[attr-defined]
+    start = torch.tensor([3 + 31 * slot % 29 for slot in range(rows)], device="cuda", dtype=torch.int32)
+    plain = random_step(config, rows, torch.float32, start)
+    mine = twin_of(plain)
+    twins.plain.transform(plain, twins.plain_memory)
+    fused.transform(mine, twins.fused_memory)  # type: ignore[attr-defined]
+    norm = twins.plain.model.transformer.norm
+    torch.testing.assert_close(norm(mine.hidden), plain.hidden, rtol=0, atol=1e-4)
+    assert mine.actions.tolist() == plain.actions.tolist()
+    assert mine.codes[:, 0].tolist() == plain.codes[:, 0].tolist()
+    twins.plain.depform(plain)
+    fused.depform(mine)  # type: ignore[attr-defined]
+    assert mine.codes.tolist() == plain.codes.tolist()
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 300])
+def test_attention_over_pages_of_any_number(length: int) -> None:
+    """One column behind `length` others, fed in pieces: near what the plain model sees."""
+    twins = make_twins(VECTORS / "small" / "checkpoint", 2, torch.float32)
+    config, fused = twins.config, twins.fused
+    for slot in range(2):
+        for first in range(0, length, 32):
+            start = torch.full((1,), first, device="cuda", dtype=torch.int32)
+            step = random_step(config, 1, torch.float32, start, min(32, length - first))
+            step = Step(**{**step.__dict__, "slots": torch.full_like(step.slots, slot)})
+            twins.plain.extend(step, twins.plain_memory)
+            fused.extend(step, twins.fused_memory)  # type: ignore[attr-defined]
+    plain = random_step(config, 2, torch.float32, torch.full((2,), length, device="cuda", dtype=torch.int32))
+    mine = twin_of(plain)
+    twins.plain.transform(plain, twins.plain_memory)
+    fused.transform(mine, twins.fused_memory)  # type: ignore[attr-defined]
+    torch.testing.assert_close(twins.plain.model.transformer.norm(mine.hidden), plain.hidden, rtol=0, atol=1e-4)
