@@ -178,9 +178,8 @@ def measure_first_audio(checkpoint: str, others: list[int], rounds: int) -> list
     return rows
 
 
-def print_report(report: dict[str, Any]) -> None:
-    passes = report["passes"]
-    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+def print_passes(machine: dict[str, Any], passes: dict[str, Any]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(
         f"bfloat16, CFG, context {passes['context']}, at column {passes['position']}; "
         f"weights {passes['weights_gb']:.2f} GB, KV {passes['kv_mb_per_stream']:.0f} MB a stream, "
@@ -193,11 +192,14 @@ def print_report(report: dict[str, Any]) -> None:
         print(
             f"| {row['streams']} | {row['text_ms']:.2f} ms | {row['depformer_ms']:.2f} ms | {row['codec_ms']:.2f} ms "
             f"| {row['frame_ms']:.2f} ms | {row['real_time']:.0f} | {row['text_bytes_s'] / 1e9:.0f} "
-            f"| {row['depformer_bytes_s'] / 1e9:.0f} |"
+            f"| {row['depformer_bytes_s'] / 1e9:.0f} |",
+            flush=True,
         )
-    if report["first_audio"]:
-        print("\n| others streaming | first audio p50 | p95 | worst |\n|--:|--:|--:|--:|")
-    for row in report["first_audio"]:
+
+
+def print_first_audio(rows: list[dict[str, Any]]) -> None:
+    print("\n| others streaming | first audio p50 | p95 | worst |\n|--:|--:|--:|--:|")
+    for row in rows:
         print(f"| {row['others']} | {row['p50_ms']:.1f} ms | {row['p95_ms']:.1f} ms | {row['worst_ms']:.1f} ms |")
 
 
@@ -216,9 +218,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("this measures a GPU, and there is none")
     gpu = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
     report: dict[str, Any] = {"machine": gpu, "passes": measure_passes(args.checkpoint, args.streams)}
+    print_passes(gpu, report["passes"])
     torch.cuda.empty_cache()
-    report["first_audio"] = measure_first_audio(args.checkpoint, args.others, args.rounds) if args.others else []
-    print_report(report)
+    if args.others:
+        report["first_audio"] = measure_first_audio(args.checkpoint, args.others, args.rounds)
+        print_first_audio(report["first_audio"])
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
