@@ -36,12 +36,14 @@ class FusedModel:
 
     def extend(self, step: Step, memory: SlotMemory) -> None:
         """Feed N known columns of each row; nothing is sampled."""
-        self._transformer(step, memory, last_hidden=False)
+        rows, columns, _ = step.columns.shape
+        x = step.hidden.new_empty((rows * 2 * columns, step.hidden.shape[1]))
+        self._transformer(step, memory, x, all_of_it=False)
 
     def transform(self, step: Step, memory: SlotMemory) -> None:
         """Feed one column of each row; samples actions and codebook 0, and keeps the hidden state."""
         config, transformer = self._config, self._transformer
-        step.hidden.copy_(transformer(step, memory))
+        transformer(step, memory, step.hidden)
         logits = linear(step.hidden, transformer.heads, norm=transformer.norm, dtype=torch.float32)
         sample_heads(logits, step, self._filter_k, config.actions, config.codec_vocab)
 
@@ -93,19 +95,18 @@ class _FusedTransformer:
         attention = _Attention(_norm(layer.pre_norm), qkv, norms, own.o_proj.weight)
         return attention, _Mlp.of(layer.post_norm, layer.mlp, self.stack.activations)
 
-    def __call__(self, step: Step, memory: SlotMemory, *, last_hidden: bool = True) -> Tensor:
-        """Hidden states [R * 2 * N, width] before the last norm; without `last_hidden` only the cache is filled."""
+    def __call__(self, step: Step, memory: SlotMemory, x: Tensor, *, all_of_it: bool = True) -> None:
+        """Leave hidden states before the last norm in x [R * 2 * N, width]; not `all_of_it`: only fill the cache."""
         rows, columns, _ = step.columns.shape
         attend = self._attention_for(rows * 2, columns)
-        x = embed(step.columns, self.audio, *self.text, self.zero)
+        embed(step.columns, self.audio, *self.text, self.zero, x)
         for index, (attention, mlp) in enumerate(self.layers):
             qkv = linear(x, attention.qkv, norm=attention.norm)
             attended = attend(qkv, attention.norms, attention.norm.eps, self.rope, step, memory, index)
-            if not last_hidden and index == len(self.layers) - 1:
+            if not all_of_it and index == len(self.layers) - 1:
                 break
             linear(attended, attention.out, add_to=x)
             mlp.add_to(x)
-        return x
 
     def _attention_for(self, rows: int, columns: int) -> PagedAttention:
         stack, key = self.stack, (rows, columns)

@@ -32,15 +32,14 @@ def _embed(
     tl.store(x + columns * WIDTH, (audio + silent).to(x_ptr.dtype.element_ty), mask=inside)
 
 
-def embed(ids: Tensor, audio: Tensor, main: Tensor, second: Tensor, zero: int) -> Tensor:
-    """Rows [R * 2 * N, width] of columns `ids` [R, N, 2 + C]: each row's columns with their text, then without.
+def embed(ids: Tensor, audio: Tensor, main: Tensor, second: Tensor, zero: int, x: Tensor) -> None:
+    """Fill x [R * 2 * N, width] from columns `ids` [R, N, 2 + C]: each row's columns with their text, then without.
 
     audio [C, audio_vocab, width]; main, second [text_vocab, width], already projected, `second` zero at PAD;
     zero is the main id that stands for no text.
     """
     rows, columns, _ = ids.shape
     codebooks, audio_vocab, width = audio.shape
-    x = audio.new_empty((rows * 2 * columns, width))
     block_w = min(128, triton.next_power_of_2(width))
     _embed[(rows * columns, triton.cdiv(width, block_w))](
         ids, audio, main, second, x, columns, zero,
@@ -48,4 +47,3 @@ def embed(ids: Tensor, audio: Tensor, main: Tensor, second: Tensor, zero: int) -
         BLOCK_C=triton.next_power_of_2(codebooks), BLOCK_W=block_w,
         OVERLAP=OVERLAP, launch_pdl=OVERLAP,
     )  # fmt: skip
-    return x
