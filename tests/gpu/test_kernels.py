@@ -20,8 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 CONTEXT = 320
 FILTER_K = 50
-# Rows for which `linear` takes another road each: scalar units, matrix units, the vendor's library.
-ROWS = [1, 2, 5, 8, 40]
+ROWS = [1, 2, 3, 40]  # the first two run our own products, the others the vendor's
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Products of rows with a published weight [out, in], with what stands around them fused in.
 
-With few rows such a product is bound by reading the weight once. So what counts is that all of the chip asks for
-bytes at once, early, and that nothing else costs a launch: the RMSNorm in front becomes a factor of each row that is
-applied behind the product, and the gate or the residual sum behind it is its epilogue. With many rows it is bound by
-arithmetic, and the vendor's library does it better.
+With the rows of one or two streams such a product is bound by reading the weight once, and matrix units, which work
+on 16 rows, gain nothing. What counts then is that all of the chip asks for bytes at once, early, and that nothing
+else costs a launch: the RMSNorm in front becomes a factor of each row that is applied behind the product, and the
+gate or the residual sum behind it is its epilogue. With more rows the vendor's library does better.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .launch import OVERLAP, arrive
 
-_SCALAR_ROWS = 4  # up to here without matrix units: they would compute 16 rows
-_FEW_ROWS = 32  # up to here our own kernels win (docs/performance.md)
+_FEW_ROWS = 4  # up to here our own kernel wins (docs/performance.md)
+_OUTPUTS = 4  # of one block
+_WEIGHTS = 2048  # of each output that a block holds at a time, over its rows
 
 
 @triton.jit
@@ -34,21 +35,16 @@ def _activate(x, NAME: tl.constexpr):
 
 
 @triton.jit
-def _product(x, weight, total, MATRIX: tl.constexpr):
-    """total + x [R, K] times weight [N, K]: [R, N] on the matrix units, or still [R, N, K], to be summed at the end."""
-    if MATRIX:
-        total = tl.dot(x.to(weight.dtype), weight.T, total, input_precision="ieee")
-    else:
-        total += x.to(tl.float32)[:, None, :] * weight.to(tl.float32)[None, :, :]
-    return total
+def _products(x, weight):
+    """x [R, K] and weight [N, K]: the terms [R, N, K] of their product."""
+    return x.to(tl.float32)[:, None, :] * weight.to(tl.float32)[None, :, :]
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _linear(
     x_ptr, norm_ptr, weight_ptr, out_ptr, rows, outputs, eps,
     INPUTS: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
-    MATRIX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     r = tl.arange(0, BLOCK_R)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -64,43 +60,33 @@ def _linear(
     inside = (r < rows)[:, None]
     x = tl.load(xs, mask=inside, other=0.0)
     squares = tl.zeros((BLOCK_R,), tl.float32)
-    if MATRIX:
-        total = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
-        second = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
-    else:
-        total = tl.zeros((BLOCK_R, BLOCK_N, BLOCK_K), tl.float32)
-        second = tl.zeros((BLOCK_R, BLOCK_N, BLOCK_K), tl.float32)
     if NORM:
         x = x.to(tl.float32)
         squares += tl.sum(x * x, 1)
         x *= tl.load(norm_ptr + k).to(tl.float32)[None, :]
-    total = _product(x, weight, total, MATRIX)
+    total = _products(x, weight)
     if GATE != "":
-        second = _product(x, up, second, MATRIX)
-    for start in tl.range(BLOCK_K, INPUTS, BLOCK_K, num_stages=STAGES):
+        second = _products(x, up)
+    for start in tl.range(BLOCK_K, INPUTS, BLOCK_K, num_stages=3):
         weight = tl.load(weights + start, mask=real, other=0.0)
         x = tl.load(xs + start, mask=inside, other=0.0)
         if NORM:
             x = x.to(tl.float32)
             squares += tl.sum(x * x, 1)
             x *= tl.load(norm_ptr + start + k).to(tl.float32)[None, :]
-        total = _product(x, weight, total, MATRIX)
+        total += _products(x, weight)
         if GATE != "":
             up = tl.load(ups + start, mask=real, other=0.0)
-            second = _product(x, up, second, MATRIX)
-    if not MATRIX:
-        total, second = tl.sum(total, 2), tl.sum(second, 2)
-    if NORM:
-        factor = tl.rsqrt(squares / INPUTS + eps)[:, None]
-        total *= factor
-        second *= factor
+            second += _products(x, up)
+    factor = tl.rsqrt(squares / INPUTS + eps)[:, None] if NORM else 1.0
+    result = tl.sum(total, 2) * factor
     if GATE != "":
-        total = _activate(total, GATE) * _activate(second, UP)
+        result = _activate(result, GATE) * _activate(tl.sum(second, 2) * factor, UP)
     outs = out_ptr + r[:, None] * outputs + n[None, :]
     wanted = inside & (n < outputs)[None, :]
     if ADD:
-        total += tl.load(outs, mask=wanted, other=0.0).to(tl.float32)
-    tl.store(outs, total.to(out_ptr.dtype.element_ty), mask=wanted)
+        result += tl.load(outs, mask=wanted, other=0.0).to(tl.float32)
+    tl.store(outs, result.to(out_ptr.dtype.element_ty), mask=wanted)
 
 
 @triton.jit
@@ -141,23 +127,17 @@ def linear(
     dtype   of the result, if not that of x
     """
     rows, inputs = x.shape
-    block_k = min(1024, inputs & -inputs)  # a divisor, so that no block is ragged
-    if rows > _FEW_ROWS or block_k < 16:
+    if rows > _FEW_ROWS:
         return _many_rows(x, weight, norm=norm, gate=gate, add_to=add_to, dtype=dtype)
+    block_r = triton.next_power_of_2(rows)
+    block_k = min(_WEIGHTS // (block_r * (2 if gate else 1)), inputs & -inputs)  # a divisor: no block is ragged
     outputs = weight.shape[0] // 2 if gate else weight.shape[0]
     out = x.new_empty((rows, outputs), dtype=dtype or x.dtype) if add_to is None else add_to
-    if rows <= _SCALAR_ROWS:
-        block_r, block_n, stages = triton.next_power_of_2(rows), 4, 3
-        block_k = min(block_k, 1024 // block_r if gate else 2048 // block_r)
-    else:
-        block_r, block_n, stages = max(16, triton.next_power_of_2(rows)), 32 if gate else 16, 3 if gate else 4
-        block_k = min(block_k, 8192 // (block_r * weight.element_size()))
-    _linear[(triton.cdiv(outputs, block_n),)](
+    _linear[(triton.cdiv(outputs, _OUTPUTS),)](
         x, norm.weight if norm else x, weight, out, rows, outputs, norm.eps if norm else 0.0,
         INPUTS=inputs, NORM=norm is not None, ADD=add_to is not None,
-        GATE=gate[0] if gate else "", UP=gate[1] if gate else "", MATRIX=rows > _SCALAR_ROWS,
-        BLOCK_R=block_r, BLOCK_N=block_n, BLOCK_K=block_k, STAGES=stages, OVERLAP=OVERLAP,
-        num_warps=4, launch_pdl=OVERLAP,
+        GATE=gate[0] if gate else "", UP=gate[1] if gate else "",
+        BLOCK_R=block_r, BLOCK_N=_OUTPUTS, BLOCK_K=block_k, OVERLAP=OVERLAP, launch_pdl=OVERLAP,
     )  # fmt: skip
     return out
 
