@@ -42,6 +42,7 @@ class EngineConfig:
     run_ahead_s: float = 4.0  # how far generation may run ahead of playback; 0: no bound
     max_chunk_frames: int = 4  # largest audio chunk; the first ones are one frame
     cuda_graphs: bool = True  # on a GPU, record every pass at start-up; off for debugging
+    stop_file: str = ""  # when this file appears, every stream is ended; for whoever is about to stop the process
     debug: bool = False  # check every id at every place, synchronously
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import queue
 import threading
 import time
@@ -41,6 +42,7 @@ class Worker:
         self.voices = tuple(self.engine.voices)
         self._capacity = config.slots + config.queue
         self._run_ahead_s = config.run_ahead_s
+        self._stop_file = config.stop_file
         self._wake = threading.Condition()
         self._queued: deque[Stream] = deque()
         self._open: dict[Stream, tuple[Sink, IsCancelled | None]] = {}
@@ -80,15 +82,19 @@ class Worker:
     def close(self, deadline_s: float = 10.0) -> None:
         """Cancel every stream, deliver their last events and join the threads within the deadline."""
         end = time.monotonic() + deadline_s
+        self._end_streams()
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                log.warning("thread %s did not end within %.1f s", thread.name, deadline_s)
+
+    def _end_streams(self) -> None:
+        """Take no more streams, and cancel those that are open."""
         with self._wake:
             self._closing = True
             for stream in self._open:
                 stream.cancel()
             self._wake.notify_all()
-        for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
-            if thread.is_alive():
-                log.warning("thread %s did not end within %.1f s", thread.name, deadline_s)
 
     # ---- engine thread
 
@@ -128,7 +134,8 @@ class Worker:
         for stream in [s for s in self._open if s.cancelled]:
             if stream in self._queued:
                 self._queued.remove(stream)
-            self.engine.fail(stream, Cancelled("the request was cancelled"), self._emit)
+            reason = "the server is shutting down" if self._closing else "the request was cancelled"
+            self.engine.fail(stream, Cancelled(reason), self._emit)
 
     def _due(self, entering: Stream | None) -> tuple[list[Stream], float | None]:
         """Live streams that should advance now, and how long until the next one may.
@@ -190,6 +197,9 @@ class Worker:
                 if self._closing:
                     return
                 polled = [(stream, poll) for stream, (_, poll) in self._open.items() if poll is not None]
+            if self._stop_file and os.path.exists(self._stop_file):
+                self._end_streams()
+                return
             gone = False
             for stream, poll in polled:
                 if not stream.cancelled and self._is_gone(poll):

@@ -17,9 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
-# After SIGTERM Triton takes no new requests, and live streams go on: they and the unloading have this long. Then the
-# group is killed, before Triton's own deadline, at which 2.51 exits with a crash and leaves its children behind.
+# After SIGTERM Triton takes no new requests, and live streams go on. They have this long; then the engine is told to
+# end them (its setting `stop_file`), and they and the unloading have a little longer. Then the group is killed, before
+# Triton's own deadline, at which 2.51 exits with a crash and leaves its children behind.
+STREAMS_DEADLINE_S = 6
 STOP_DEADLINE_S = 8
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 POLL_S = 0.05
 WATCH_S = 0.25
 PROGRESS_S = 5.0
@@ -102,14 +105,17 @@ class ProcessGroup:
             Signals.nap()
         return status
 
-    def terminate(self, deadline_s: float) -> None:
-        """Ask it to end, wait for that until the deadline (or another signal), then kill what is left."""
+    def terminate(self) -> None:
+        """Ask it to end."""
         self._process.terminate()
+
+    def ends_within(self, deadline_s: float) -> bool:
+        """Wait for its end until the deadline, or until one more signal comes."""
         deadline_at_s = time.monotonic() + deadline_s
         signals = len(Signals.received)
         while self._process.poll() is None and time.monotonic() < deadline_at_s and len(Signals.received) == signals:
             time.sleep(POLL_S)
-        self.kill()
+        return self._process.poll() is not None
 
     def kill(self) -> None:
         """End every process of the group at once, and see them gone: orphans became our children (see __init__)."""
@@ -132,6 +138,7 @@ class TritonServer:
         self._host = host
         self._log = log
         self._shm_prefix = f"stream-dia2-{os.getpid()}-"
+        self._stop_file = SHARED_MEMORY / f"{self._shm_prefix}stop"
         self._group: ProcessGroup | None = None
         self._ready = False
         self.addresses: dict[str, str] = {}
@@ -141,7 +148,8 @@ class TritonServer:
         ).strip()
         libraries = os.pathsep.join(filter(None, [libdir, environ.get("LD_LIBRARY_PATH")]))
         path = f"{python.parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
-        self._environ = {**environ, "PATH": path, "LD_LIBRARY_PATH": libraries}
+        own = {"PATH": path, "LD_LIBRARY_PATH": libraries, "DIA2_STOP_FILE": str(self._stop_file)}
+        self._environ = {**environ, **own}
 
     def __enter__(self) -> Self:
         return self
@@ -149,10 +157,13 @@ class TritonServer:
     def __exit__(self, *exception: object) -> None:
         if self._group is not None:
             if self._ready:
-                print(f"launch_triton: stopping; live streams have {STOP_DEADLINE_S} s", file=sys.stderr, flush=True)
-                self._group.terminate(STOP_DEADLINE_S)
-            else:
-                self._group.kill()  # nothing to drain, and asked nicely it would load its models to the end first
+                print(f"launch_triton: stopping; live streams have {STREAMS_DEADLINE_S} s", file=sys.stderr, flush=True)
+                self._group.terminate()
+                if not self._group.ends_within(STREAMS_DEADLINE_S):
+                    self._stop_file.touch()
+                    self._group.ends_within(STOP_DEADLINE_S - STREAMS_DEADLINE_S)
+            # Before it is ready there is nothing to drain, and asked nicely it would load its models to the end first.
+            self._group.kill()
             self._remove_shared_memory()
 
     @property
@@ -245,7 +256,7 @@ class TritonServer:
         return self._log.read_text(errors="replace") if self._log.is_file() else ""
 
     def _remove_shared_memory(self) -> None:
-        for leftover in Path("/dev/shm").glob(f"{self._shm_prefix}*"):  # noqa: S108
+        for leftover in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
             leftover.unlink(missing_ok=True)
 
 

@@ -35,6 +35,8 @@ def given_for_every_field(voices: Path) -> dict[str, tuple[str, object]]:
         "max_text_chars": ("99", 99),
         "run_ahead_s": ("0", 0.0),
         "max_chunk_frames": ("1", 1),
+        "cuda_graphs": ("false", False),
+        "stop_file": ("/run/stop", "/run/stop"),
         "debug": ("1", True),
     }
 

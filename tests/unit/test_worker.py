@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -270,10 +272,41 @@ def test_closing_ends_every_stream_once_and_refuses_new_ones(metrics: Metrics) -
     assert metrics.values["live"] == metrics.values["queued"] == 0
 
 
+def test_the_stop_file_ends_every_stream_and_refuses_new_ones(tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    worker = Worker(make_config(slots=1, queue=4, stop_file=str(stop)))
+    live, waiting = Gate(), Gate()
+    for sink in (live, waiting):
+        worker.submit(Request(LONG, seed=1), sink)
+    assert live.first.wait(WAIT_S)
+    stop.touch()
+    for sink in (live, waiting):
+        end = sink.wait()[-1]
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, Cancelled)
+        assert str(end.error) == "the server is shutting down"
+    with pytest.raises(Unavailable, match="shutting down"):
+        worker.submit(Request(LINE), Collector())
+    worker.close(WAIT_S)
+
+
+def test_a_new_stream_goes_before_those_that_are_ahead() -> None:
+    worker = Worker(make_config(slots=3))
+    worker.close(WAIT_S)  # its threads are gone, and the engine is ours
+    engine = worker.engine
+    ahead, behind, new = (engine.parse(Request(LINE, seed=seed)) for seed in (1, 2, 3))
+    for stream in (ahead, behind, new):
+        engine.start(stream)
+    for stream, lead_s in ((ahead, 3600.0), (behind, 0.0)):
+        stream.first_audio_s, stream.sent_frames = time.monotonic(), round(lead_s / engine.frame_s)
+    assert worker._due(None)[0] == [behind, new]
+    engine.release(new)
+    assert worker._due(None)[0] == [ahead, behind]
+    assert worker._due(new)[0] == [behind], "one that is about to enter counts too"
+
+
 def test_generation_runs_ahead_of_playback_only_so_far(metrics: Metrics) -> None:
     """What has been produced never exceeds what could have been played by more than the bound and one chunk."""
-    import time
-
     run_ahead_s = 0.4
     worker = Worker(make_config(slots=1, run_ahead_s=run_ahead_s, max_chunk_frames=1), metrics)
     produced: list[tuple[float, float]] = []  # when, seconds of audio so far
