@@ -11,6 +11,12 @@ FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}
 
 WORKDIR /opt/stream-dia2
 
+# The engine's kernels are compiled at the first start, for the GPU that is there; their cache is in the volume.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev && \
+    rm -rf /var/lib/apt/lists/*
+ENV TRITON_CACHE_DIR=/var/cache/stream-dia2/triton
+
 # Dependencies first, so that a change of the code does not download them again.
 ARG DEVICE=cuda
 COPY requirements.lock pyproject.toml ./

@@ -57,6 +57,16 @@ if not os.path.exists(os.path.join(sysconfig.get_config_var("LIBDIR"), library))
 PY
 }
 
+# On a GPU the engine's kernels are compiled at the first start, which takes a C compiler and Python's headers.
+check_compiler() {
+    local headers
+    headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    command -v "${CC:-gcc}" >/dev/null || command -v clang >/dev/null ||
+        die "no C compiler found (gcc or clang); on Debian or Ubuntu: apt install gcc libc6-dev"
+    [[ -e $headers/Python.h ]] ||
+        die "$headers/Python.h is missing; on Debian or Ubuntu: apt install python3-dev (of this Python's version)"
+}
+
 # What the environment was made from: if any of it changes, it is made anew.
 stamp() {
     {
@@ -158,6 +168,7 @@ exec 9>"$env.lock"
 flock 9 # two launches at once: the second waits and finds it done
 if [[ $(cat "$env/stamp" 2>/dev/null) != "$(stamp)" ]]; then
     check_machine
+    [[ $device == cpu ]] || check_compiler
     [[ ! -e $env || -e $env/pyvenv.cfg ]] || die "$env exists and is no virtual environment"
     # Recognizable as ours at every moment, or a start after an interrupted one would refuse to touch it.
     rm -rf "$env.old"
