@@ -33,28 +33,33 @@ class DelayGrid:
     """Audio ids of one stream on the delayed grid: BOS before a codebook's first frame, then prefix, then samples."""
 
     def __init__(self, delays: Sequence[int], bos: int, prefix: Ids, sample_from: Sequence[int], columns: int) -> None:
-        """`prefix` is aligned [C, P]; `sample_from[c]` is the first column whose cell c is sampled."""
+        """`prefix` is aligned [C, P]; cell c is sampled from column `sample_from[c]` on, but not before its delay."""
         self.delays = np.asarray(delays, np.int64)  # [C]
-        self.sample_from = np.asarray(sample_from, np.int64)  # [C]
+        self.sample_from = np.maximum(sample_from, self.delays)  # [C]
+        self.all_sampled_from = int(self.sample_from.max())  # from this column on every cell is
+        self._codebooks = np.arange(len(delays))
         self.cells = np.full((len(delays), columns), UNFILLED, np.int64)  # [C, columns]
         for c, (delay, end) in enumerate(zip(self.delays, self.sample_from, strict=True)):
-            self.cells[c, : max(delay, end)] = bos
+            self.cells[c, :end] = bos
             known = min(end, columns) - delay
             if known > 0 and prefix.shape[1]:
                 self.cells[c, delay : delay + known] = prefix[c, :known]
 
     def sampled(self, column: int) -> NDArray[np.bool_]:
         """Which codebooks of a column are sampled, [C]."""
-        return column >= np.maximum(self.sample_from, self.delays)
+        return column >= self.sample_from
 
     def write(self, column: int, ids: Ids) -> None:
         """Store sampled ids [C]; cells that are not sampled keep what they are."""
-        mask = self.sampled(column)
-        self.cells[mask, column] = ids[mask]
+        if column >= self.all_sampled_from:
+            self.cells[:, column] = ids
+        else:
+            mask = self.sampled(column)
+            self.cells[mask, column] = ids[mask]
 
     def frame(self, index: int) -> Ids:
         """Aligned frame `index`, [C]."""
-        ids: Ids = self.cells[np.arange(len(self.delays)), index + self.delays]
+        ids: Ids = self.cells[self._codebooks, index + self.delays]
         return ids
 
 
@@ -160,6 +165,8 @@ class BoundaryStream:
                 self.first_frame = self.step if machine.lookahead_words else None
         self.first_step = self.step
         self.frames_out = 0
+        self._depformer_from = int(min(self.grid.sample_from[1:], default=limits.max_steps + 1))
+        self._nothing_known = np.zeros(len(delays), np.int64), np.zeros(len(delays), np.bool_)
 
     def _replay(self, end: int) -> Ids:
         start, text = self.step, []
@@ -176,11 +183,13 @@ class BoundaryStream:
 
     def samples_audio(self) -> bool:
         """Whether this step needs the depformer; else it is text-only (codebook 0 comes with the transformer)."""
-        return bool(self.grid.sampled(self.step + 1)[1:].any())
+        return self.step + 1 >= self._depformer_from
 
     def known_codes(self) -> tuple[Ids, NDArray[np.bool_]]:
         """Ids [C] of the next column that the prefix gives, and where: the depformer builds on them."""
         column = self.step + 1
+        if column >= self.grid.all_sampled_from:
+            return self._nothing_known
         known = ~self.grid.sampled(column) & (column >= self.grid.delays)
         return np.where(known, self.grid.cells[:, column], 0), known
 
