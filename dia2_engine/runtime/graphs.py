@@ -17,13 +17,14 @@ class Graphs:
         self._pool = torch.cuda.graph_pool_handle() if enabled else None
 
     def record(self, key: Hashable, run: Callable[[], object]) -> None:
-        """Run a pass, which compiles and allocates what it needs, and record it. Recording does not run it."""
+        """Run a pass, which compiles and allocates what it needs, record it, and replay it once to see that it does."""
         if not self.enabled:
             return
         run()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             run()
+        graph.replay()  # recording alone does not run it
         self._graphs[key] = graph
 
     def run(self, key: Hashable, run: Callable[[], object]) -> None:

@@ -128,7 +128,9 @@ class ModelRunner:
     @torch.inference_mode()
     def depform(self, rows: int) -> None:
         """Codebooks 1..C-1 of the slots in the first rows, into the buffers, from what `transform` left."""
-        step = self._fill_up(rows) if self.config.depformer_text else self.buffers.step.first(self._bucket(rows))
+        if self.config.depformer_text:
+            self.buffers.upload()  # the text came after `transform`
+        step = self.buffers.step.first(self._bucket(rows))
         self.graphs.run(("depform", len(step.slots)), lambda: self._passes.depform(step))
 
     def codes(self, rows: int) -> Ids:

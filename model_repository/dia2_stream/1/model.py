@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import logging
 import threading
 import traceback
 from dataclasses import replace
@@ -32,6 +33,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load everything. An error keeps the model from becoming ready and shows in the server's log."""
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # progress, into the server's log
         parameters = json.loads(args["model_config"])["parameters"]
         config = EngineConfig.from_mapping({name: value["string_value"] for name, value in parameters.items()})
         if args["model_instance_kind"] == "GPU" and config.device in ("auto", "cuda"):
@@ -182,11 +184,9 @@ def _text(request: Any, name: str, limit_bytes: int) -> str | None:
 
 
 def _outputs(request: Any) -> tuple[frozenset[str], bool]:
-    """The outputs to send, and whether PCM must be base64 text.
+    """The outputs to send, and whether PCM must be base64 text: the JSON of `/generate_stream` cannot hold bytes.
 
-    A gRPC caller names its outputs. `/generate_stream` cannot, so it asks for all, or names them in the request
-    parameter `outputs`; and its JSON cannot hold bytes.
-    """
+    A gRPC caller names its outputs. `/generate_stream` cannot, so it asks for all, or uses the parameter `outputs`."""
     chosen = json.loads(request.parameters() or "{}").get("outputs")
     named = request.requested_output_names() if chosen is None else str(chosen).replace(" ", "").split(",")
     if not OUTPUTS.issuperset(named):
