@@ -101,6 +101,8 @@ def measure_passes(checkpoint: str, loads: list[int]) -> dict[str, Any]:
     inputs.slots[:], inputs.positions[:], inputs.where[:] = range(max(loads)), POSITION, POSITION
     inputs.uniforms[:], inputs.cfg_scale[:], inputs.temperatures[:], inputs.top_k[:] = 0.5, 2.0, (0.6, 0.8), 50
     runner.buffers.upload()
+    for slot in range(max(loads)):
+        runner.open(slot, CONTEXT)
     rows = []
     for streams in loads:
         text, depformer, decode = (

@@ -165,8 +165,15 @@ class BoundaryStream:
                 self.first_frame = self.step if machine.lookahead_words else None
         self.first_step = self.step
         self.frames_out = 0
+        self.most_steps = self._most_steps()  # columns it may ever take
         self._depformer_from = int(min(self.grid.sample_from[1:], default=limits.max_steps + 1))
         self._nothing_known = np.zeros(len(delays), np.int64), np.zeros(len(delays), np.bool_)
+
+    def _most_steps(self) -> int:
+        if self.first_frame is None:  # no frame is sent until a word begins, which an empty script has none of
+            return self.limits.max_steps
+        text = self.step + self.machine.most_steps() + self.limits.tail_frames + self.max_delay + 1
+        return min(self.limits.max_steps, text, self.first_frame + self.limits.max_frames + self.max_delay)
 
     def _replay(self, end: int) -> Ids:
         start, text = self.step, []

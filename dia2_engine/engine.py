@@ -58,7 +58,12 @@ class Engine:
         self.frame_samples: int = codec.config.frame_samples
         self.frame_s = self.frame_samples / self.sample_rate
         self.runner = ModelRunner(
-            model, codec, slots=config.slots, filter_k=config.cfg_filter_k, cuda_graphs=config.cuda_graphs
+            model,
+            codec,
+            slots=config.slots,
+            filter_k=config.cfg_filter_k,
+            cuda_graphs=config.cuda_graphs,
+            kv_gb=config.kv_gb,
         )
         self.guard = IdGuard(files.config, debug=config.debug)
         self.slots: list[Stream | None] = [None] * config.slots
@@ -88,13 +93,16 @@ class Engine:
         prefix = self.workshop.lay_out(prepared).prefix
         self.guard.columns(prefix.columns)
         self.guard.codec(prefix.tokens)
+        self.runner.open(0, prefix.frames)
         self.runner.restore(0, None)
         self.runner.extend(0, prefix.columns, 0)
         seamless = self.config.boundary == "seamless"
         if seamless:
             # The codec continues from the prefix; the reference decodes what it emits from nothing.
             self.runner.decode([0], prefix.tokens[None])
-        return Voice(prepared.name, prefix, self.runner.snapshot(0, prefix.cut, codec=seamless))
+        snapshot = self.runner.snapshot(0, prefix.cut, codec=seamless)
+        self.runner.close(0)
+        return Voice(prepared.name, prefix, snapshot)
 
     def parse(self, request: Request) -> Stream:
         """Check a request and lay out its stream; touches neither slots nor device.
@@ -110,25 +118,26 @@ class Engine:
         """Streams that hold a slot."""
         return [stream for stream in self.slots if stream is not None]
 
-    @property
-    def has_free_slot(self) -> bool:
-        return None in self.slots
+    def has_room_for(self, stream: Stream) -> bool:
+        """Whether there are a free slot and the memory that the stream may ever need: then it will not run out."""
+        return None in self.slots and self.runner.has_room(stream.boundary.most_steps)
 
     def start(self, stream: Stream) -> None:
         """Give a stream the lowest free slot: copy its voice's snapshot, then one pass over the tail's columns."""
         slot = self.slots.index(None)
         boundary = stream.boundary
+        self.runner.open(slot, boundary.most_steps)
+        self.slots[slot], stream.slot = stream, slot
         self.guard.columns(boundary.replay)
         self.runner.restore(slot, stream.voice.snapshot if stream.voice else None)
         if stream.voice:
             self.runner.extend(slot, boundary.replay, stream.voice.prefix.cut)
-        stream.slot = slot
-        self.slots[slot] = stream
 
     def release(self, stream: Stream) -> None:
         """Free a stream's slot; what it leaves there is inert."""
         if stream.slot >= 0:
             self.slots[stream.slot] = None
+            self.runner.close(stream.slot)
             stream.slot = -1
 
     # ---- the frame loop

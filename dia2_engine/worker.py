@@ -104,7 +104,8 @@ class Worker:
                 self._reap()
                 if self._closing and not self._open:
                     break
-                entering = self._queued.popleft() if self._queued and self.engine.has_free_slot else None
+                enters = self._queued and self.engine.has_room_for(self._queued[0])
+                entering = self._queued.popleft() if enters else None
                 due, wait_s = self._due(entering)
                 if not due and entering is None:
                     self._wake.wait(wait_s)

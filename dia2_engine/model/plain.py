@@ -57,8 +57,8 @@ class PlainModel:
         spans = (where[::2, -1] + 1).tolist()
         mask = torch.arange(max(spans), device=where.device) <= where[:, None, :, None]
         keys, values = memory.keys.flatten(1, 2), memory.values.flatten(1, 2)
-        tokens, slots = self._branches(step.columns), step.slots.tolist()
-        out: Tensor = self.model.transformer(tokens, positions, slots, where, mask, spans, keys, values)
+        tokens, pages = self._branches(step.columns), memory.table[step.slots.long(), 0].tolist()
+        out: Tensor = self.model.transformer(tokens, positions, pages, where, mask, spans, keys, values)
         return out
 
     def _branches(self, columns: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from ..model.plain import PlainModel
 from ..model.step import SlotMemory, Step
 from .buffers import StepBuffers
 from .graphs import Graphs
+from .pages import PagePool
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,17 @@ class SlotSnapshot:
 class ModelRunner:
     """Owns the device. Not thread-safe: one engine thread calls it."""
 
-    def __init__(self, model: Dia2, codec: MimiDecoder, *, slots: int, filter_k: int, cuda_graphs: bool = True) -> None:
+    def __init__(
+        self,
+        model: Dia2,
+        codec: MimiDecoder,
+        *,
+        slots: int,
+        filter_k: int,
+        cuda_graphs: bool = True,
+        kv_gb: float = 0.0,
+    ) -> None:
+        """`kv_gb` bounds the KV cache, which holds at least one whole context; 0 holds one for each slot."""
         config = model.config
         weight = model.transformer.cb0_head.weight
         self.model, self.codec, self.config = model, codec, config
@@ -65,7 +76,6 @@ class ModelRunner:
         if self.on_gpu:
             self._actions = torch.zeros(slots, dtype=torch.int32, pin_memory=True)
             self._transformed = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        # One row more than positions: the reference's boundary feeds one column twice.
         context, page = config.max_context_steps + 1, config.max_context_steps + 1
         self._passes: Passes
         if self.on_gpu:
@@ -77,13 +87,16 @@ class ModelRunner:
         else:
             self._passes = PlainModel(model, filter_k)
             self._extend_columns = config.max_context_steps
-        self._pages = -(-context // page)  # of one slot
-        stack, scratch = config.decoder, slots * self._pages
-        shape = (stack.layers, scratch + 1, 2, stack.kv_heads, page, stack.head_dim)
-        table = torch.arange(scratch + self._pages, dtype=torch.int32, device=self.device).view(-1, self._pages)
-        table[slots] = scratch  # the scratch slot needs no more than one page
-        keys = torch.zeros(shape, dtype=weight.dtype, device=self.device)
-        self.memory = SlotMemory(keys, torch.zeros_like(keys), table)
+        whole, stack = -(-context // page), config.decoder
+        page_bytes = 2 * stack.layers * 2 * stack.kv_heads * page * stack.head_dim * weight.element_size()
+        count = max(whole, min(slots * whole, int(kv_gb * 1e9) // page_bytes)) if kv_gb else slots * whole
+        # One page more, of scratch: for rows that fill a bucket up, and for columns behind a stream's last.
+        keys = torch.zeros(
+            (stack.layers, count + 1, 2, stack.kv_heads, page, stack.head_dim), dtype=weight.dtype, device=self.device
+        )
+        self.pages, self._page_columns, self._scratch_page = PagePool(count), page, count
+        self._table = torch.full((slots + 1, whole), count, dtype=torch.int32, pin_memory=self.on_gpu)  # on the host
+        self.memory = SlotMemory(keys, torch.zeros_like(keys), self._table.clone().to(self.device))
         self.codec_state = codec.new_state(slots + 1)  # one of scratch, for rows that fill a bucket up
         self._codes = torch.zeros((slots, config.codebooks, 1), dtype=torch.int64, device=self.device)
         self._codec_rows = torch.full((slots,), slots, dtype=torch.int64, device=self.device)
@@ -157,30 +170,48 @@ class ModelRunner:
 
     # ---- a slot's state
 
+    def has_room(self, columns: int) -> bool:
+        """Whether a slot that may take so many columns could be opened now."""
+        return self._pages_for(columns) <= self.pages.free
+
+    @torch.inference_mode()
+    def open(self, slot: int, columns: int) -> None:
+        """Give a slot the memory for as many columns as it may ever take. Raises ValueError if there is not enough."""
+        pages = self.pages.take(slot, self._pages_for(columns))
+        self._table[slot] = self._scratch_page
+        self._table[slot, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        self.memory.table[slot].copy_(self._table[slot], non_blocking=True)
+
+    def close(self, slot: int) -> None:
+        """Take a slot's memory back."""
+        self.pages.give_back(slot)
+
+    def _pages_for(self, columns: int) -> int:
+        # One row more than positions: the reference's boundary feeds one column twice.
+        return min(-(-(columns + 1) // self._page_columns), self._table.shape[1])
+
     @torch.inference_mode()
     def snapshot(self, slot: int, columns: int, *, codec: bool) -> SlotSnapshot:
         """Copy what a slot has seen: the first `columns` KV rows and, if asked, its codec state."""
-        page = self.memory.keys.shape[4]
-        pages, rows = -(-columns // page), min(columns, page)
-        keys, values = (cache[:, :pages, ..., :rows, :].clone() for cache in self._cache_of(slot))
+        page = self._page_columns
+        pages, rows = self.pages.of(slot)[: -(-columns // page)], min(columns, page)
+        keys, values = (cache[:, pages, ..., :rows, :] for cache in (self.memory.keys, self.memory.values))
         return SlotSnapshot(keys, values, self.codec_state.snapshot(slot) if codec else None)
 
     @torch.inference_mode()
     def restore(self, slot: int, snapshot: SlotSnapshot | None) -> None:
         """Put a slot into a snapshot's state; None: empty."""
         if snapshot is not None:
-            pages, rows = snapshot.keys.shape[1], snapshot.keys.shape[4]
-            for cache, kept in zip(self._cache_of(slot), (snapshot.keys, snapshot.values), strict=True):
-                cache[:, :pages, ..., :rows, :] = kept
+            rows = snapshot.keys.shape[4]
+            for page, keys, values in zip(
+                self.pages.of(slot), snapshot.keys.unbind(1), snapshot.values.unbind(1), strict=False
+            ):
+                self.memory.keys[:, page, ..., :rows, :] = keys
+                self.memory.values[:, page, ..., :rows, :] = values
         if snapshot is not None and snapshot.codec is not None:
             self.codec_state.restore(slot, snapshot.codec)
         else:
             self.codec_state.reset(slot)
-
-    def _cache_of(self, slot: int) -> tuple[Tensor, Tensor]:
-        """Views of a slot's keys and values, [layers, pages, 2, kv_heads, page, head_dim]."""
-        pages = slice(slot * self._pages, (slot + 1) * self._pages)
-        return self.memory.keys[:, pages], self.memory.values[:, pages]
 
     # ---- shapes
 

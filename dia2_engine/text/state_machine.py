@@ -96,6 +96,11 @@ class TextMachine:
         second = self.lookahead.popleft() if self.lookahead else self.tokens.pad
         return TextStep(main, second, started)
 
+    def most_steps(self) -> int:
+        """In how many more steps `end_step` is set at the latest, whatever the model proposes."""
+        first = max(len(self.pending), self.forced_padding, self.padding_budget) + 1
+        return first + sum(max(len(e.tokens) + 1, e.padding, self.max_padding) + 1 for e in self.entries)
+
     def _may_begin(self, new_word: bool, forced: bool) -> bool:
         if self.pending:
             return False

@@ -156,6 +156,7 @@ def play(stream: BoundaryStream, seed: int) -> Played:
             assert stream.samples_audio()
         played.samples[step + 1] = ids
         stream.take_codes(ids)
+        assert stream.step <= stream.most_steps, "more columns than were set aside for it"
         for frame in stream.pop_frames():
             played.frames.append(frame)
             played.emitted_at.append(step)

@@ -21,6 +21,7 @@ def given_for_every_field(voices: Path) -> dict[str, tuple[str, object]]:
         "device": ("cuda:1", "cuda:1"),
         "dtype": ("bfloat16", "bfloat16"),
         "slots": (" 3 ", 3),
+        "kv_gb": ("1.5", 1.5),
         "queue": ("0", 0),
         "boundary": ("reference", "reference"),
         "cooldown_frames": ("12", 12),

@@ -290,6 +290,22 @@ def test_the_stop_file_ends_every_stream_and_refuses_new_ones(tmp_path: Path) ->
     worker.close(WAIT_S)
 
 
+def test_a_stream_waits_for_memory_and_never_runs_out_of_it(metrics: Metrics) -> None:
+    """With memory for one whole context, streams of any length take turns, although there are slots for three."""
+    worker = Worker(make_config(slots=3, queue=8, kv_gb=1e-6), metrics)
+    try:
+        sinks = [Gate() for _ in range(3)]
+        for seed, sink in enumerate(sinks):
+            worker.submit(Request(LONG, seed=seed), sink)
+        assert sinks[0].first.wait(WAIT_S)
+        metrics.wait(live=1, queued=2)
+        for sink in sinks:
+            assert isinstance(sink.wait()[-1], Finished)
+        assert worker.engine.runner.pages.free == 1
+    finally:
+        worker.close(WAIT_S)
+
+
 def test_a_new_stream_goes_before_those_that_are_ahead() -> None:
     worker = Worker(make_config(slots=3))
     worker.close(WAIT_S)  # its threads are gone, and the engine is ours
