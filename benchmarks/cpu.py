@@ -21,44 +21,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dia2_client import Client
 from dia2_client.stats import StreamStats
 
-ROOT = Path(__file__).resolve().parent.parent
-READY_DEADLINE_S = 600  # the first start may have to install
-STOP_DEADLINE_S = 60
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import machine, peak_memory_mb, running_server
+
 SERVER_SETTINGS = ("run_ahead_s=0",)
-PACKAGES = ("torch", "numpy", "transformers", "tritonclient")
 TEXT = (
     "[S1] Hello, thank you for calling. I can see your order here, and it left our warehouse this morning. "
     "[S2] Oh, that is good to hear. When will it be with me? "
     "[S1] It should reach you on Friday, before noon. Is there anything else that I can do for you today?"
 )
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running server: where it is, its process group, and how long it took to become ready."""
-
-    grpc: str
-    pid: int
-    ready_s: float
 
 
 @dataclass(frozen=True)
@@ -75,32 +57,12 @@ class Load:
     underruns: int
 
 
-@contextmanager
-def running_server(checkpoint: str | None, cache: Path | None) -> Iterator[Server]:
-    """Start the real launch script, and end it as a user would."""
-    with tempfile.TemporaryDirectory() as scratch:
-        ready_file = Path(scratch, "ready.json")
-        command = ["bash", str(ROOT / "scripts" / "launch_triton.sh"), "--device", "cpu"]
-        command += [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
-        command += [part for setting in SERVER_SETTINGS for part in ("--set", setting)]
-        command += ["--ready-file", str(ready_file), "--log", str(Path(scratch, "server.log"))]
-        command += ["--checkpoint", checkpoint] if checkpoint else []
-        command += ["--cache", str(cache)] if cache else []
-        started_s = time.monotonic()
-        launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            while not ready_file.exists():
-                if launcher.poll() is not None:
-                    raise SystemExit(f"the launch script ended with status {launcher.returncode}")
-                if time.monotonic() - started_s > READY_DEADLINE_S:
-                    raise SystemExit(f"no server after {READY_DEADLINE_S} s")
-                time.sleep(0.02)
-            ready_s = time.monotonic() - started_s
-            addresses = json.loads(ready_file.read_text())
-            yield Server(addresses["grpc"], int(addresses["pid"]), ready_s)
-        finally:
-            launcher.send_signal(signal.SIGTERM)
-            launcher.wait(STOP_DEADLINE_S)
+def launch_options(checkpoint: str | None, cache: Path | None) -> list[str]:
+    """For the launch script."""
+    options = ["--device", "cpu", *(part for setting in SERVER_SETTINGS for part in ("--set", setting))]
+    options += ["--checkpoint", checkpoint] if checkpoint else []
+    options += ["--cache", str(cache)] if cache else []
+    return options
 
 
 def speak(client: Client, seed: int) -> StreamStats:
@@ -133,57 +95,6 @@ def measure(client: Client, streams: int, rounds: int, first_seed: int) -> Load:
     )
 
 
-def peak_memory_mb(group: int) -> dict[str, float]:
-    """High-water mark of the resident memory of each process in the group, by name."""
-    peaks: dict[str, float] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            if os.getpgid(int(folder.name)) != group:
-                continue
-            fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
-        except (ProcessLookupError, FileNotFoundError):
-            continue  # it ended while we looked
-        name = f"{fields['Name'].strip()} ({folder.name})"
-        peaks[name] = int(fields["VmHWM"].split()[0]) * 1024 / 1e6
-    return peaks
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
-
-
-def package_versions() -> dict[str, str]:
-    """Versions that this Python has; the server's own if it is the server's environment."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not in this environment"
-    return found
-
-
-def machine() -> dict[str, Any]:
-    total_kb = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(total_kb * 1024 / 1e9, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        **package_versions(),
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
 def print_report(report: dict[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
     print(f"settings: {report['checkpoint']}, {', '.join(SERVER_SETTINGS)}, first voice by name, CFG on\n")
@@ -211,9 +122,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="the launch script's --cache")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
     args = parser.parse_args(argv)
-    with running_server(args.checkpoint, args.cache):
+    options = launch_options(args.checkpoint, args.cache)
+    with running_server(*options):
         pass  # installs what is missing, so that the next start is nothing but a start
-    with running_server(args.checkpoint, args.cache) as server, Client(server.grpc) as client:
+    with running_server(*options) as server, Client(server.grpc) as client:
         for streams in args.streams:  # warm-up, outside the numbers
             measure(client, streams, rounds=1, first_seed=0)
         loads = [measure(client, streams, args.rounds, first_seed=1) for streams in args.streams]
