@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import threading
@@ -31,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dia2_engine import AudioChunk, EngineConfig, Event, Failed, Finished, Request, Worker
 from dia2_engine.model.checkpoint import find_checkpoint, load_dia2
@@ -143,7 +146,7 @@ class FirstAudio:
         self.done = threading.Event()
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, AudioChunk) and self.first_ms != self.first_ms:
+        if isinstance(event, AudioChunk) and math.isnan(self.first_ms):
             self.first_ms = 1000 * (time.monotonic() - self.submitted_s)
         if isinstance(event, Finished | Failed):
             self.done.set()

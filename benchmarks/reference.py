@@ -23,9 +23,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import statistics
 import sys
-import threading
 import time
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +33,10 @@ from typing import Any
 
 import torch
 
-from dia2_engine import AudioChunk, Engine, EngineConfig, Event, Failed, Finished, Request, Worker
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.engine import FirstAudio
+from dia2_engine import Engine, EngineConfig, Request, Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 VOICE = "anna-and-ben"
@@ -131,28 +134,13 @@ def measure_frames(engine: Engine, frames: int) -> float:
     return 1000 * statistics.median(times)
 
 
-class FirstAudio:
-    """A sink that notes when its first chunk came."""
-
-    def __init__(self) -> None:
-        self.submitted_s = time.monotonic()
-        self.first_ms: float | None = None
-        self.done = threading.Event()
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, AudioChunk) and self.first_ms is None:
-            self.first_ms = 1000 * (time.monotonic() - self.submitted_s)
-        if isinstance(event, Finished | Failed):
-            self.done.set()
-
-
 def measure_first_audio(config: EngineConfig, rounds: int) -> float:
     """Median milliseconds from submission to the first chunk, alone."""
     worker, times = Worker(config), []
     for seed in range(rounds + 2):
         sink = FirstAudio()
         worker.submit(Request(SCRIPT, voice=VOICE, seed=seed, max_seconds=0.5), sink)
-        if not sink.done.wait(120) or sink.first_ms is None:
+        if not sink.done.wait(120) or math.isnan(sink.first_ms):
             raise SystemExit("a stream sent no audio within 120 s")
         times.append(sink.first_ms)
     worker.close()
