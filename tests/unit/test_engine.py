@@ -70,6 +70,7 @@ def test_batched_equals_alone(engine: Engine) -> None:
         np.testing.assert_array_equal(record.audio(stream), audio_of(events))
 
 
+@pytest.mark.parametrize("engine", ["small"], indirect=True)
 def test_same_seed_same_audio_other_seed_other_audio(engine: Engine) -> None:
     first, again, other = (speak(engine, Request(LINE, voice="solo", seed=seed))[1] for seed in (5, 5, 6))
     np.testing.assert_array_equal(audio_of(first), audio_of(again))
@@ -226,6 +227,7 @@ def test_special_ids_never_reach_the_codec_even_without_debug(tmp_path: Path) ->
 # ---- budget and bad requests
 
 
+@pytest.mark.parametrize("engine", ["small"], indirect=True)
 def test_the_context_ends_a_stream_with_length(engine: Engine) -> None:
     """A script that fits only if the model hurries is admitted, and ends inside the context whatever happens."""
     context = engine.model_config.max_context_steps

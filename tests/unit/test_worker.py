@@ -294,12 +294,14 @@ def test_a_stream_waits_for_memory_and_never_runs_out_of_it(metrics: Metrics) ->
     """With memory for one whole context, streams of any length take turns, although there are slots for three."""
     worker = Worker(make_config(slots=3, queue=8, kv_gb=1e-6), metrics)
     try:
-        sinks = [Gate() for _ in range(3)]
-        for seed, sink in enumerate(sinks):
-            worker.submit(Request(LONG, seed=seed), sink)
-        assert sinks[0].first.wait(WAIT_S)
+        long, short = Gate(), [Collector() for _ in range(2)]
+        first = worker.submit(Request(LONG, seed=1), long)
+        for seed, sink in enumerate(short):
+            worker.submit(Request(LINE, seed=seed, max_seconds=0.5), sink)
+        assert long.first.wait(WAIT_S)
         metrics.wait(live=1, queued=2)
-        for sink in sinks:
+        first.cancel()
+        for sink in short:
             assert isinstance(sink.wait()[-1], Finished)
         assert worker.engine.runner.pages.free == 1
     finally:
