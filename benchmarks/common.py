@@ -36,9 +36,9 @@ def running_server(*options: str) -> Iterator[Server]:
     """Start the real launch script with these options on free ports, and end it as a user would."""
     with tempfile.TemporaryDirectory() as scratch:
         ready_file = Path(scratch, "ready.json")
-        command = ["bash", str(ROOT / "scripts" / "launch_triton.sh"), *options]
+        command = ["bash", str(ROOT / "scripts" / "launch_triton.sh"), "--log", str(Path(scratch, "server.log"))]
         command += [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
-        command += ["--ready-file", str(ready_file), "--log", str(Path(scratch, "server.log"))]
+        command += [*options, "--ready-file", str(ready_file)]
         started_s = time.monotonic()
         launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:

@@ -5,8 +5,8 @@
     python=.cache/env-py3.11-cpu/bin/python                  # or any Python that has the client installed
 
     $python benchmarks/serve.py --closed 1 2 4 --open 0.2 0.5 --seconds 20 --html report.html   # a laptop's CPU, demo
-    $python benchmarks/serve.py --checkpoint build/2b --device cuda --voice anna-and-ben \\
-        --set slots=128 --html report.html --json report.json                                   # a GPU
+    $python benchmarks/serve.py --checkpoint build/2b --device cuda --voice anna-and-ben --set slots=128 --seconds 30 \\
+        --html report.html --json report.json                                                   # a GPU
     $python benchmarks/serve.py --url localhost:8001 --closed 1 8 --open                        # a server that runs
     $python benchmarks/serve.py --open -- --reuse --voices my-voices   # after --: options of the launch script
 
@@ -108,6 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     report = parser.add_argument_group("report (a table is printed in any case)")
     report.add_argument("--json", type=Path, metavar="FILE", help="all figures")
     report.add_argument("--html", type=Path, metavar="FILE", help="a page with plots, which needs nothing else")
+    report.add_argument("--note", action="append", default=[], metavar="TEXT",
+                        help="a sentence for it, such as what the checkpoint is; can be given again")  # fmt: skip
     return parser
 
 
@@ -164,7 +166,7 @@ def describe(args: argparse.Namespace, url: str, server: Server | None) -> dict[
         "machine": {**machine(), "server": f"{triton.name} {triton.version}"},
         "settings": settings,
         "method": METHOD,
-        "notes": [] if args.perf_analyzer else [NO_PERF_ANALYZER],
+        "notes": [*args.note, *([] if args.perf_analyzer else [NO_PERF_ANALYZER])],
         "loads": [],
     }
 
@@ -246,6 +248,9 @@ def main(argv: list[str] | None = None) -> int:
     except Dia2ClientError as error:
         progress(f"{type(error).__name__}: {error}")
         return 1
+    except KeyboardInterrupt:
+        progress("stopped; the files have the loads that were done")
+        return 128 + signal.SIGINT
     print("".join(f"\n{note}" for note in report["notes"]))
     if "peak memory" in report["settings"]:
         print(f"\npeak memory: {report['settings']['peak memory']}")

@@ -23,7 +23,7 @@ class Server(Protocol):
 def test_a_load_is_measured_and_reported(server: Server, tmp_path: Path) -> None:
     loads = ["--closed", "2", "3", "--open", "4", "--seconds", "2", "--ramp", "0.5", "--processes", "2"]
     files = ["--json", str(tmp_path / "report.json"), "--html", str(tmp_path / "report.html")]
-    command = [*SERVE, "--url", server.grpc_url, "--voice", "ben", *loads, *files]
+    command = [*SERVE, "--url", server.grpc_url, "--voice", "ben", "--note", "A <test>.", *loads, *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
@@ -41,12 +41,13 @@ def test_a_load_is_measured_and_reported(server: Server, tmp_path: Path) -> None
         assert f"| {row['kind']} {row['value']:g} | {row['requests']} |" in done.stdout
     assert {"cpu", "cores", "python", "tritonclient", "commit", "server"} <= set(report["machine"])
     assert report["settings"]["voice"] == "ben"
-    assert any("perf_analyzer was not run" in note for note in report["notes"])
+    assert report["notes"][0] == "A <test>."
+    assert "perf_analyzer was not run" in report["notes"][1]
 
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 6  # three for each kind of load
     assert page.count("<tr>") == 2 + len(report["loads"])
-    for text in (report["machine"]["cpu"], report["measured"], "ben", *report["notes"]):
+    for text in (report["machine"]["cpu"], report["measured"], "ben", "A &lt;test&gt;.", report["notes"][1]):
         assert text in page
     for outside in ("<script", "src=", "href=", "url(", "@import", "http://", "https://"):
         assert outside not in page
