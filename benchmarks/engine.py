@@ -87,8 +87,19 @@ def weight_bytes(model: Dia2) -> tuple[int, int]:
     return text, stages
 
 
+def print_kernels(title: str, run: Callable[[], object]) -> None:
+    """How many kernels a pass launches, and which take the most time; waiting for the kernel before counts in it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    kernels = [event for event in profiler.key_averages() if event.device_time_total > 0]
+    print(f"{title}: {sum(kernel.count for kernel in kernels)} launches")
+    for kernel in sorted(kernels, key=lambda kernel: -kernel.device_time_total)[:8]:
+        print(f"    {kernel.count:5} x {kernel.device_time_total / kernel.count:6.1f} us  {kernel.key[:80]}")
+
+
 @torch.inference_mode()
-def measure_passes(checkpoint: str, loads: list[int]) -> dict[str, Any]:
+def measure_passes(checkpoint: str, loads: list[int], *, profile: bool = False) -> dict[str, Any]:
     """What each pass costs, by number of streams."""
     device, started = torch.device("cuda"), time.monotonic()
     files = find_checkpoint(checkpoint)
@@ -112,6 +123,9 @@ def measure_passes(checkpoint: str, loads: list[int]) -> dict[str, Any]:
             median_ms(partial(runner.graphs.replay, (name, streams))) for name in ("transform", "depform", "decode")
         )
         frame = text + depformer + decode
+        if profile:
+            for name in ("transform", "depform", "decode"):
+                print_kernels(f"{name}, {streams} streams", partial(runner.graphs.replay, (name, streams)))
         rows.append(
             {
                 "streams": streams,
@@ -217,12 +231,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256], help="powers of two")
     parser.add_argument("--others", type=int, nargs="*", default=[0, 64], help="streams beside a request's first audio")
     parser.add_argument("--rounds", type=int, default=20, help="requests whose first audio is timed (default: 20)")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of each pass")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("this measures a GPU, and there is none")
     gpu = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    report: dict[str, Any] = {"machine": gpu, "passes": measure_passes(args.checkpoint, args.streams)}
+    report: dict[str, Any] = {
+        "machine": gpu,
+        "passes": measure_passes(args.checkpoint, args.streams, profile=args.profile),
+    }
     print_passes(gpu, report["passes"])
     torch.cuda.empty_cache()
     if args.others:
