@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .depformer import Depformer, DepformerLayer
 from .dia2 import Dia2
 from .kernels.attention import PagedAttention, attend_stages
@@ -30,6 +31,11 @@ class FusedModel:
     """The three passes: `extend`, `transform` and `depform`."""
 
     def __init__(self, model: Dia2, filter_k: int) -> None:
+        """Raises ConfigError for heads that the kernels cannot hold."""
+        for name, stack in (("decoder", model.config.decoder), ("depformer", model.config.depformer)):
+            if stack.head_dim < 16 or stack.head_dim & (stack.head_dim - 1):
+                allowed = "a power of two from 16 on where the model runs on a GPU"
+                raise ConfigError(f"'model.{name}.gqa_head_dim' is {stack.head_dim}; it must be {allowed}")
         self._config, self._filter_k = model.config, filter_k
         self._transformer = _FusedTransformer(model)
         self._depformer = _FusedDepformer(model.depformer, self._transformer.norm)
