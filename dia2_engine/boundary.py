@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from .config import Boundary
 from .text.state_machine import Entry, TextMachine
-from .types import FinishReason
+from .types import BEFORE_START, FROM_PREFIX, SAMPLED, FinishReason
 
 Ids = NDArray[np.int64]
 
@@ -116,10 +116,11 @@ class StreamLimits:
 
 
 class BoundaryStream:
-    """One request on the grid. Per step: `column()`, then `take_action()`, then `take_codes()`.
+    """One request on the grid. Per step: `column()` and `given()`, then `take_action()` and `advance()`.
 
-    `replay` holds the columns from the cut to the prefix's end, which the request's text makes known; feed them in
-    one pass before the first step.
+    The ids that a step samples are needed for its frames only, so `take_codes()` may come later: neither text nor
+    the end of a stream depends on them. `replay` holds the columns from the cut to the prefix's end, which the
+    request's text makes known; feed them in one pass before the first step.
     """
 
     def __init__(
@@ -167,7 +168,7 @@ class BoundaryStream:
         self.frames_out = 0
         self.most_steps = self._most_steps()  # columns it may ever take
         self._depformer_from = int(min(self.grid.sample_from[1:], default=limits.max_steps + 1))
-        self._nothing_known = np.zeros(len(delays), np.int64), np.zeros(len(delays), np.bool_)
+        self._nothing_given = np.zeros(len(delays), np.int64), np.zeros(len(delays), np.int64)
 
     def _most_steps(self) -> int:
         if self.first_frame is None:  # no frame is sent until a word begins, which an empty script has none of
@@ -192,13 +193,17 @@ class BoundaryStream:
         """Whether this step needs the depformer; else it is text-only (codebook 0 comes with the transformer)."""
         return self.step + 1 >= self._depformer_from
 
-    def known_codes(self) -> tuple[Ids, NDArray[np.bool_]]:
-        """Ids [C] of the next column that the prefix gives, and where: the depformer builds on them."""
+    def given(self) -> tuple[Ids, Ids]:
+        """Ids [C] of the next column that are not sampled (0 where they are), and of each cell what it comes from.
+
+        The depformer builds on what is `FROM_PREFIX`, and elsewhere on what it sampled.
+        """
         column = self.step + 1
         if column >= self.grid.all_sampled_from:
-            return self._nothing_known
-        known = ~self.grid.sampled(column) & (column >= self.grid.delays)
-        return np.where(known, self.grid.cells[:, column], 0), known
+            return self._nothing_given
+        kind = np.where(column >= self.grid.delays, FROM_PREFIX, BEFORE_START)
+        kind[self.grid.sampled(column)] = SAMPLED
+        return np.where(kind == SAMPLED, 0, self.grid.cells[:, column]), kind
 
     def take_action(self, new_word: bool) -> None:
         """Apply this step's sampled action (overridden inside the prefix and by the kick): the next column's text."""
@@ -215,35 +220,31 @@ class BoundaryStream:
         if made.started is not None and made.started.tokens:
             self.words.append((made.started.text, self.step))
 
-    def take_codes(self, ids: Ids) -> None:
-        """Store the sampled ids [C] of the next column and advance. Cells that are not sampled are ignored."""
-        self.grid.write(self.step + 1, ids)
+    def advance(self) -> range:
+        """The step is made. Indices of the frames that its codes complete, in order; sets `end` with the last one."""
         self.step += 1
-
-    def pop_frames(self) -> list[Ids]:
-        """Frames [C] that have become complete, in order. Sets `end` with the last one."""
         out_of_context = self.step >= self.limits.max_steps
         if self.first_frame is None and out_of_context:
             self.first_frame = self.first_step
         if self.end is not None or self.first_frame is None:
-            return []
+            return range(0)
         frames_total, reason = self.limits.max_frames, "length"
         if self.machine.end_step is not None:
             spoken = self.machine.end_step + self.limits.tail_frames + 1 - self.first_frame
             if spoken <= frames_total:
                 frames_total, reason = spoken, "stop"
-        ready: list[Ids] = []
-        while self.frames_out < frames_total:
-            index = self.first_frame + self.frames_out
-            if index + self.max_delay > self.step:
-                break
-            ready.append(self.grid.frame(index))
-            self.frames_out += 1
+        first = self.first_frame + self.frames_out
+        complete = self.step - self.max_delay + 1 - self.first_frame
+        self.frames_out = max(self.frames_out, min(frames_total, complete))
         if self.frames_out >= frames_total:
             self.end = "stop" if reason == "stop" else "length"
         elif out_of_context:
             self.end = "length"
-        return ready
+        return range(first, self.first_frame + self.frames_out)
+
+    def take_codes(self, column: int, ids: Ids) -> None:
+        """Store the ids [C] that were sampled for a column. Cells that are not sampled are ignored."""
+        self.grid.write(column, ids)
 
 
 def steps_needed(entries: Iterable[Entry], prefix_frames: int, max_delay: int, tail_frames: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,38 @@ from .runtime.guard import IdGuard
 from .runtime.runner import ModelRunner
 from .stream import Stream, Voice
 from .telemetry import Telemetry
-from .types import Event, Failed, Finished, Request
+from .types import FROM_PREFIX, Event, Failed, Finished, Request
 from .voice.voice import NO_VOICE, PreparedVoice, list_voices
 from .voice.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[Stream, Event], None]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a step made for one stream."""
+
+    stream: Stream
+    row: int  # of the step's results
+    codes: Callable[[], Ids]  # the step's ids [rows, C]
+    column: int  # that the ids belong to
+    frames: range  # that they complete
+
+
+class _Settings:
+    """Of the stream in each slot, so that a step's rows are gathered at once."""
+
+    def __init__(self, slots: int) -> None:
+        self.seeds = np.zeros(slots, np.uint64)
+        self.cfg_scale = np.zeros(slots, np.float32)
+        self.temperatures = np.zeros((slots, 2), np.float32)
+        self.top_k = np.zeros((slots, 2), np.int32)
+
+    def put(self, slot: int, stream: Stream) -> None:
+        self.seeds[slot], self.cfg_scale[slot] = stream.seed, stream.cfg_scale
+        self.temperatures[slot], self.top_k[slot] = stream.temperatures, stream.top_k
 
 
 class Engine:
@@ -67,6 +93,10 @@ class Engine:
         )
         self.guard = IdGuard(files.config, debug=config.debug)
         self.slots: list[Stream | None] = [None] * config.slots
+        # On a GPU a step's codes are read while the next one runs; in debug mode they are checked before that.
+        self._overlaps = self.runner.on_gpu and not config.debug
+        self._unfinished: list[_Made] = []
+        self._settings = _Settings(config.slots)
         log.info("model on %s in %s after %.1f s", device, dtype, time.monotonic() - started)
         paths = list_voices(Path(config.voices).expanduser()) if config.voices else {}
         self.voices = {name: self.add_voice(self.workshop.load(path)) for name, path in paths.items()}
@@ -132,6 +162,8 @@ class Engine:
         self.runner.restore(slot, stream.voice.snapshot if stream.voice else None)
         if stream.voice:
             self.runner.extend(slot, boundary.replay, stream.voice.prefix.cut)
+        self.runner.enter(slot, boundary.column()[2:])
+        self._settings.put(slot, stream)
 
     def release(self, stream: Stream) -> None:
         """Free a stream's slot; what it leaves there is inert."""
@@ -142,83 +174,106 @@ class Engine:
 
     # ---- the frame loop
 
+    @property
+    def unfinished(self) -> list[Stream]:
+        """Streams whose last step is still to be read: `step` again, if only with no streams."""
+        return [made.stream for made in self._unfinished if made.stream.slot >= 0]
+
     def step(self, streams: Sequence[Stream], emit: Emit) -> None:
         """Advance some live streams by one column each; chunks, ends and failures go to `emit`.
 
-        A stream that fails is released and does not disturb the others.
+        On a GPU what this step makes is read, decoded and sent by the next call, while that one's step runs. A stream
+        that fails is released and does not disturb the others; one that has reached its end makes no further steps.
         """
         staged = self._stage(streams, emit)
-        if not staged:
-            return
-        self.runner.transform(len(staged))
-        if self.model_config.depformer_text:
-            self._take_actions(staged, emit)
-            self._depform(staged)
-        else:  # the text machines run while the device does
-            self._depform(staged)
-            self._take_actions(staged, emit)
-        self._take_codes(staged, emit)
-        self._decode([stream for stream in staged if stream.slot >= 0], emit)
+        sampling = sum(stream.boundary.samples_audio() for stream in staged)
+        reads_text = self.model_config.depformer_text
+        if staged:
+            self.runner.transform(len(staged))
+            if not reads_text:
+                self._depform(sampling)  # the text machines run while the device does
+                codes = self.runner.fetch(len(staged))
+        self._finish(self._unfinished, emit)
+        self._unfinished = []
+        self._take_actions(staged, emit)
+        if staged and reads_text:
+            self._depform(sampling)
+            codes = self.runner.fetch(len(staged))
+        made = [self._advance(stream, row, codes) for row, stream in enumerate(staged) if stream.slot >= 0]
+        if self._overlaps:
+            self._unfinished = made
+        else:
+            self._finish(made, emit)
 
     def _stage(self, streams: Sequence[Stream], emit: Emit) -> list[Stream]:
         """What the host knows of the step, a row for each stream; those that sample audio come first."""
-        inputs = self.runner.buffers.inputs
-        staged: list[Stream] = []
-        for stream in sorted(streams, key=lambda stream: not stream.boundary.samples_audio()):
-            boundary, row = stream.boundary, len(staged)
-            column = boundary.column()
-            known, mask = boundary.known_codes()
-            if not self._guarded(stream, emit, self.guard.columns, column):
-                continue
-            if not self._guarded(stream, emit, self.guard.depformer_input, known):
-                continue
-            inputs.slots[row], inputs.columns[row] = stream.slot, column
-            inputs.positions[row], inputs.where[row] = boundary.step, boundary.step + boundary.cache_shift
-            inputs.known[row], inputs.known_mask[row] = known, mask
-            inputs.cfg_scale[row] = stream.cfg_scale
-            inputs.temperatures[row], inputs.top_k[row] = stream.temperatures, stream.top_k
-            staged.append(stream)
-        if staged:
-            seeds = np.array([stream.seed for stream in staged], np.uint64)
-            steps = np.array([stream.boundary.step for stream in staged])
-            inputs.uniforms[: len(staged)] = uniforms(seeds, steps, 1 + self.model_config.codebooks)
-        return staged
+        going = [stream for stream in streams if stream.boundary.end is None and self._is_legal(stream, emit)]
+        going.sort(key=lambda stream: not stream.boundary.samples_audio())
+        if not going:
+            return going
+        inputs, rows = self.runner.buffers.inputs, len(going)
+        slots = [stream.slot for stream in going]
+        inputs.slots[:rows] = slots
+        inputs.positions[:rows] = steps = np.array([stream.boundary.step for stream in going])
+        inputs.where[:rows] = steps + np.array([stream.boundary.cache_shift for stream in going])
+        inputs.text[:rows] = [stream.boundary.text for stream in going]
+        for row, stream in enumerate(going):
+            inputs.given[row], inputs.given_kind[row] = stream.boundary.given()
+        settings = self._settings
+        inputs.cfg_scale[:rows] = settings.cfg_scale[slots]
+        inputs.temperatures[:rows], inputs.top_k[:rows] = settings.temperatures[slots], settings.top_k[slots]
+        inputs.uniforms[:rows] = uniforms(settings.seeds[slots], steps, 1 + self.model_config.codebooks)
+        return going
 
-    def _depform(self, staged: list[Stream]) -> None:
-        sampling = sum(stream.boundary.samples_audio() for stream in staged)
-        if sampling:
-            self.runner.depform(sampling)
+    def _is_legal(self, stream: Stream, emit: Emit) -> bool:
+        """In debug mode: whether all that the step will read is."""
+        if not self.guard.debug:
+            return True
+        given, kind = stream.boundary.given()
+        return self._guarded(stream, emit, self.guard.columns, stream.boundary.column()) and self._guarded(
+            stream, emit, self.guard.depformer_input, given[kind == FROM_PREFIX]
+        )
+
+    def _depform(self, rows: int) -> None:
+        if rows:
+            self.runner.depform(rows)
 
     def _take_actions(self, staged: list[Stream], emit: Emit) -> None:
-        text = self.runner.buffers.inputs.text
-        for row, (stream, action) in enumerate(zip(staged, self.runner.actions(len(staged)), strict=True)):
-            stream.boundary.take_action(action == self.model_config.action_new_word)
-            ids = np.asarray(stream.boundary.text, np.int64)
-            if self._guarded(stream, emit, self.guard.text, ids):
-                text[row] = ids
+        if not staged:
+            return
+        text, new_word = self.runner.buffers.inputs.next_text, self.model_config.action_new_word
+        for row, (stream, action) in enumerate(zip(staged, self.runner.actions(len(staged)).tolist(), strict=True)):
+            stream.boundary.take_action(action == new_word)
+            if not self.guard.debug or self._guarded(stream, emit, self.guard.text, np.array(stream.boundary.text)):
+                text[row] = stream.boundary.text
 
-    def _take_codes(self, staged: list[Stream], emit: Emit) -> None:
-        for stream, ids in zip(staged, self.runner.codes(len(staged)), strict=True):
-            boundary = stream.boundary
-            used = ids[boundary.grid.sampled(boundary.step + 1)]
-            if stream.slot >= 0 and self._guarded(stream, emit, self.guard.sampled, used):
-                boundary.take_codes(ids)
+    @staticmethod
+    def _advance(stream: Stream, row: int, codes: Callable[[], Ids]) -> _Made:
+        frames = stream.boundary.advance()
+        return _Made(stream, row, codes, stream.boundary.step, frames)
 
-    def _decode(self, streams: list[Stream], emit: Emit) -> None:
-        """Decode the frames that have become complete, one of every stream at a time, and send what makes a chunk."""
+    def _finish(self, made: Sequence[_Made], emit: Emit) -> None:
+        """Read what a step made, decode the frames it has completed, and send what makes a chunk."""
+        made = [row for row in made if row.stream.slot >= 0]  # some have been cancelled since
+        if not made:
+            return
+        codes = made[0].codes()
         ready: dict[Stream, list[Ids]] = {}
-        for stream in streams:
-            frames = stream.boundary.pop_frames()
-            for ids in frames:
-                if not self._guarded(stream, emit, self.guard.codec, ids):
-                    break
-            else:
+        for row in made:
+            stream, ids = row.stream, codes[row.row]
+            grid = stream.boundary.grid
+            sampled = grid.sampled(row.column)
+            if self.guard.debug and not self._guarded(stream, emit, self.guard.sampled, ids[sampled]):
+                continue
+            stream.boundary.take_codes(row.column, ids)
+            frames = [grid.frame(index) for index in row.frames]
+            if all(self._guarded(stream, emit, self.guard.codec, frame) for frame in frames):
                 ready[stream] = frames
         if frames_ready := sum(map(len, ready.values())):
             self.telemetry.count("frames", frames_ready)
         while batch := [stream for stream, frames in ready.items() if frames]:
-            codes = np.stack([ready[stream].pop(0) for stream in batch])[:, :, None]
-            audio = self.runner.decode([stream.slot for stream in batch], codes)
+            ids = np.stack([ready[stream].pop(0) for stream in batch])[:, :, None]
+            audio = self.runner.decode([stream.slot for stream in batch], ids)
             for stream, samples in zip(batch, audio, strict=True):
                 stream.audio.append(samples)
         for stream in ready:

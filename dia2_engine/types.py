@@ -12,6 +12,9 @@ from .errors import Dia2Error
 
 FinishReason = Literal["stop", "length"]
 
+# What a cell of the delay grid comes from; the kernels know these numbers too.
+SAMPLED, FROM_PREFIX, BEFORE_START = 0, 1, 2
+
 
 @dataclass(frozen=True)
 class Request:

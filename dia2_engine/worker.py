@@ -107,7 +107,7 @@ class Worker:
                 enters = self._queued and self.engine.has_room_for(self._queued[0])
                 entering = self._queued.popleft() if enters else None
                 due, wait_s = self._due(entering)
-                if not due and entering is None:
+                if not due and entering is None and not self.engine.unfinished:
                     self._wake.wait(wait_s)
                     continue
             try:
@@ -118,7 +118,7 @@ class Worker:
                 self.engine.step([stream for stream in due if stream.slot >= 0], self._emit)
             except Exception as error:
                 log.exception("a step failed; its streams end")
-                for stream in [s for s in due if not s.ended]:
+                for stream in [s for s in {*due, *self.engine.unfinished} if not s.ended]:
                     self.engine.fail(stream, InternalError(f"{type(error).__name__}: {error}"), self._emit)
         self._outbox.put(None)
 
@@ -147,7 +147,7 @@ class Worker:
         leads_s = {stream: self._lead_s(stream, now) for stream in self.engine.live}
         early_s = [lead_s - self._run_ahead_s for lead_s in leads_s.values()] if self._run_ahead_s else []
         bound_s = self._run_ahead_s or math.inf
-        due = [stream for stream, lead_s in leads_s.items() if lead_s <= bound_s]
+        due = [stream for stream, lead_s in leads_s.items() if lead_s <= bound_s and stream.boundary.end is None]
         if entering is not None or any(stream.first_audio_s is None for stream in due):
             due = [stream for stream in due if leads_s[stream] < _SAFE_LEAD_S]
         return due, min((wait_s for wait_s in early_s if wait_s > 0), default=None)

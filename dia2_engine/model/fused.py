@@ -21,7 +21,7 @@ from .kernels.embedding import embed
 from .kernels.linear import Norm, linear
 from .kernels.sampling import StageInput, first_stage, sample_heads, sample_stage
 from .layers import GatedMlp, Linear, TextEmbedding, rope_table
-from .step import SlotMemory, Step
+from .step import Columns, SlotMemory, Step
 from .transformer import Layer
 
 EXTEND_COLUMNS = 32  # that one pass of `extend` feeds at most
@@ -40,22 +40,22 @@ class FusedModel:
         self._transformer = _FusedTransformer(model)
         self._depformer = _FusedDepformer(model.depformer, self._transformer.norm)
 
-    def extend(self, step: Step, memory: SlotMemory) -> None:
+    def extend(self, columns: Columns, memory: SlotMemory) -> None:
         """Feed N known columns of each row; nothing is sampled."""
-        rows, columns, _ = step.columns.shape
-        x = step.hidden.new_empty((rows * 2 * columns, step.hidden.shape[1]))
-        self._transformer(step, memory, x, all_of_it=False)
+        rows, count, _ = columns.text.shape
+        x = memory.keys.new_empty((rows * 2 * count, self._config.decoder.width))
+        self._transformer(columns, memory, x, all_of_it=False)
 
     def transform(self, step: Step, memory: SlotMemory) -> None:
         """Feed one column of each row; samples actions and codebook 0, and keeps the hidden state."""
         config, transformer = self._config, self._transformer
         transformer(step, memory, step.hidden)
         logits = linear(step.hidden, transformer.heads, norm=transformer.norm, dtype=torch.float32)
-        sample_heads(logits, step, self._filter_k, config.actions, config.codec_vocab)
+        sample_heads(logits, step, memory, self._filter_k, config.actions, config.codec_vocab)
 
-    def depform(self, step: Step) -> None:
+    def depform(self, step: Step, memory: SlotMemory) -> None:
         """Codebooks 1 and up, from the hidden state and codebook 0 of `transform`."""
-        self._depformer(step, self._filter_k)
+        self._depformer(step, memory, self._filter_k)
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ class _FusedTransformer:
         attention = _Attention(_norm(layer.pre_norm), qkv, norms, own.o_proj.weight)
         return attention, _Mlp.of(layer.post_norm, layer.mlp, self.stack.activations)
 
-    def __call__(self, step: Step, memory: SlotMemory, x: Tensor, *, all_of_it: bool = True) -> None:
+    def __call__(self, rows: Columns | Step, memory: SlotMemory, x: Tensor, *, all_of_it: bool = True) -> None:
         """Leave hidden states before the last norm in x [R * 2 * N, width]; not `all_of_it`: only fill the cache."""
-        rows, columns, _ = step.columns.shape
-        attend = self._attention_for(rows * 2, columns)
-        embed(step.columns, self.audio, *self.text, self.zero, x)
+        branches = 2 * rows.slots.shape[0]
+        attend = self._attention_for(branches, x.shape[0] // branches)
+        embed(rows, memory, self.audio, *self.text, self.zero, x)
         for index, (attention, mlp) in enumerate(self.layers):
             qkv = linear(x, attention.qkv, norm=attention.norm)
-            attended = attend(qkv, attention.norms, attention.norm.eps, self.rope, step, memory, index)
+            attended = attend(qkv, attention.norms, attention.norm.eps, self.rope, rows, memory, index)
             if not all_of_it and index == len(self.layers) - 1:
                 break
             linear(attended, attention.out, add_to=x)
@@ -146,7 +146,7 @@ class _FusedDepformer:
             by_group[group] = _Attention(norm, qkv, norms, out)
         return by_group, _Mlp.of(layer.post_norm, layer.mlp, self.stack.activations)
 
-    def __call__(self, step: Step, filter_k: int) -> None:
+    def __call__(self, step: Step, memory: SlotMemory, filter_k: int) -> None:
         stack, rows, stages = self.stack, step.hidden.shape[0], len(self.schedule)
         inputs = linear(step.hidden, self.inputs, norm=self.input_norm).view(rows, len(self.groups), stack.width)
         # A frame's own KV: every row is written before it is read.
@@ -159,12 +159,12 @@ class _FusedDepformer:
         first_stage(step, entries[0])
         self._add_text(x, step)
         for stage, following in enumerate([*entries[1:], None]):
-            sample_stage(self._logits(x, stage, cache), stage + 1, step, filter_k, following)
+            sample_stage(self._logits(x, stage, cache), stage + 1, step, memory, filter_k, following)
 
     def _add_text(self, x: Tensor, step: Step) -> None:
         if self.text is not None:
             main, second = self.text
-            ids = step.text.long()
+            ids = step.next_text.long()
             x += (main[ids[:, 0]] + second[ids[:, 1]]).repeat_interleave(2, dim=0)
 
     def _logits(self, x: Tensor, stage: int, cache: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..types import FROM_PREFIX, SAMPLED
 from .dia2 import Dia2
 from .sampling import SamplingRows, sample
-from .step import SlotMemory, Step
+from .step import Columns, Rows, SlotMemory, Step
 
 
 class PlainModel:
@@ -16,24 +17,25 @@ class PlainModel:
     def __init__(self, model: Dia2, filter_k: int) -> None:
         self.model, self.config, self.filter_k = model, model.config, filter_k
 
-    def extend(self, step: Step, memory: SlotMemory) -> None:
+    def extend(self, columns: Columns, memory: SlotMemory) -> None:
         """Feed N known columns of each row; nothing is sampled."""
-        self._hidden(step, memory)
+        self._hidden(columns, columns.text, columns.audio, memory)
 
     def transform(self, step: Step, memory: SlotMemory) -> None:
         """Feed one column of each row; samples actions and codebook 0, and keeps the hidden state."""
-        config, model, rows = self.config, self.model.transformer, step.columns.shape[0]
-        hidden = self._hidden(step, memory)[:, 0]
+        config, model, rows = self.config, self.model.transformer, step.slots.shape[0]
+        hidden = self._hidden(step, step.text[:, None], memory.audio[step.slots][:, None], memory)[:, 0]
         step.hidden.copy_(hidden)
         hidden = hidden.view(rows, 2, -1)
         step.actions.copy_(sample(model.action_logits(hidden), self._settings(step, 0), step.uniforms[:, 0]))
         # BOS and PAD are cut off in front of the guidance filter, so they cannot take places in it.
         cb0 = model.cb0_logits(hidden)[..., : config.codec_vocab]
         step.codes[:, 0] = sample(cb0, self._settings(step, 1), step.uniforms[:, 1])
+        self._keep(step, memory)
 
-    def depform(self, step: Step) -> None:
+    def depform(self, step: Step, memory: SlotMemory) -> None:
         """Codebooks 1 and up, from the hidden state and codebook 0 of `transform`."""
-        audio, rows = self._settings(step, 1), step.columns.shape[0]
+        audio, rows = self._settings(step, 1), step.slots.shape[0]
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             ids = sample(logits.view(rows, 2, -1), audio, step.uniforms[:, 1 + codebook])
@@ -41,23 +43,30 @@ class PlainModel:
             return build_on(codebook)
 
         def build_on(codebook: int) -> Tensor:
-            known = step.known_mask[:, codebook] != 0
-            ids = torch.where(known, step.known[:, codebook], step.codes[:, codebook])
+            from_prefix = step.given_kind[:, codebook] == FROM_PREFIX
+            ids = torch.where(from_prefix, step.given[:, codebook], step.codes[:, codebook])
             return ids.repeat_interleave(2)
 
-        text = step.text.repeat_interleave(2, dim=0)
+        text = step.next_text.repeat_interleave(2, dim=0)
         self.model.depformer(step.hidden, text, build_on(0), pick)
+        self._keep(step, memory)
 
-    def _hidden(self, step: Step, memory: SlotMemory) -> Tensor:
-        """Hidden states [R * 2, N, width], both branches."""
-        following = torch.arange(step.columns.shape[1], device=step.columns.device)
+    @staticmethod
+    def _keep(step: Step, memory: SlotMemory) -> None:
+        """The slots' next columns, as far as they are made."""
+        memory.audio[step.slots] = torch.where(step.given_kind == SAMPLED, step.codes, step.given)
+
+    def _hidden(self, rows: Rows, text: Tensor, audio: Tensor, memory: SlotMemory) -> Tensor:
+        """Hidden states [R * 2, N, width], both branches, of text ids [R, N, 2] and audio ids [R, N, C]."""
+        following = torch.arange(text.shape[1], device=text.device)
         positions, where = (
-            (first[:, None] + following).repeat_interleave(2, dim=0) for first in (step.positions, step.where)
+            (first[:, None] + following).repeat_interleave(2, dim=0) for first in (rows.positions, rows.where)
         )
         spans = (where[::2, -1] + 1).tolist()
         mask = torch.arange(max(spans), device=where.device) <= where[:, None, :, None]
         keys, values = memory.keys.flatten(1, 2), memory.values.flatten(1, 2)
-        tokens, pages = self._branches(step.columns), memory.table[step.slots.long(), 0].tolist()
+        pages = memory.table[rows.slots, 0].tolist()
+        tokens = self._branches(torch.cat((text, audio), dim=-1))
         out: Tensor = self.model.transformer(tokens, positions, pages, where, mask, spans, keys, values)
         return out
 

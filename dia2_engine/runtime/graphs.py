@@ -8,10 +8,11 @@ import torch
 
 
 class Graphs:
-    """Passes by key. Without a GPU, or switched off for debugging, a pass simply runs."""
+    """Passes by key, of one stream of the device. Without a GPU, or switched off for debugging, a pass simply runs."""
 
-    def __init__(self, enabled: bool) -> None:
+    def __init__(self, enabled: bool, stream: torch.cuda.Stream | None = None) -> None:
         self.enabled = enabled
+        self._stream = stream  # to record on, for its priority; the caller runs the passes on it
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         # One pool for all: passes run one after another and keep nothing in it between them.
         self._pool = torch.cuda.graph_pool_handle() if enabled else None
@@ -21,8 +22,9 @@ class Graphs:
         if not self.enabled:
             return
         run()
+        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             run()
         graph.replay()  # recording alone does not run it
         self._graphs[key] = graph

@@ -1,7 +1,9 @@
 """The one place that runs the model: KV cache, codec state and step buffers of all slots, and the passes over them.
 
 Two kinds of work. `extend` feeds known columns of one slot, many at once, transformer only. A `frame` is one column
-of each slot that takes part: `transform`, then, for slots past their delay, `depform`.
+of each slot that takes part: `transform`, then, for slots past their delay, `depform`. On a GPU these are put into
+the device's queue and the host goes on; `actions` and `fetch` say what came out. The codec has a queue of its own, so
+that a frame is decoded while the next one is made.
 
 On a GPU a pass has one of a few shapes (*buckets*), recorded at start-up. Rows that only fill a bucket up are inert:
 they run with legal ids, on a slot of scratch that nobody reads, and their results are ignored.
@@ -12,6 +14,8 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,8 +27,8 @@ from torch import Tensor
 from ..model.dia2 import Dia2
 from ..model.mimi import MimiDecoder
 from ..model.plain import PlainModel
-from ..model.step import SlotMemory, Step
-from .buffers import StepBuffers
+from ..model.step import Columns, SlotMemory, Step
+from .buffers import ColumnBuffers, Staged, StepBuffers
 from .graphs import Graphs
 from .pages import PagePool
 
@@ -38,9 +42,9 @@ _PAGE_COLUMNS = 64  # of the KV cache on a GPU
 class Passes(Protocol):
     """What a model can do; the results are in the step's own tensors."""
 
-    def extend(self, step: Step, memory: SlotMemory) -> None: ...
+    def extend(self, columns: Columns, memory: SlotMemory) -> None: ...
     def transform(self, step: Step, memory: SlotMemory) -> None: ...
-    def depform(self, step: Step) -> None: ...
+    def depform(self, step: Step, memory: SlotMemory) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,8 @@ class ModelRunner:
         self.slots, self.device = slots, weight.device
         self.on_gpu = self.device.type == "cuda"
         self.buffers = StepBuffers(slots, config, weight.device, weight.dtype)
-        self._actions = self.buffers.step.actions  # on the host
-        if self.on_gpu:
-            self._actions = torch.zeros(slots, dtype=torch.int32, pin_memory=True)
-            self._transformed = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._host = _HostResults(self.buffers.step) if self.on_gpu else None
+        self._codec_queue = torch.cuda.Stream(priority=-1) if self.on_gpu else None  # type: ignore[no-untyped-call]
         context, page = config.max_context_steps + 1, config.max_context_steps + 1
         self._passes: Passes
         if self.on_gpu:
@@ -96,14 +98,18 @@ class ModelRunner:
         )
         self.pages, self._page_columns, self._scratch_page = PagePool(count), page, count
         self._table = torch.full((slots + 1, whole), count, dtype=torch.int32, pin_memory=self.on_gpu)  # on the host
-        self.memory = SlotMemory(keys, torch.zeros_like(keys), self._table.clone().to(self.device))
-        self.codec_state = codec.new_state(slots + 1)  # one of scratch, for rows that fill a bucket up
-        self._codes = torch.zeros((slots, config.codebooks, 1), dtype=torch.int64, device=self.device)
-        self._codec_rows = torch.full((slots,), slots, dtype=torch.int64, device=self.device)
+        # One slot more, of scratch too.
+        audio = torch.zeros((slots + 1, config.codebooks), dtype=torch.int32, device=self.device)
+        self.memory = SlotMemory(keys, torch.zeros_like(keys), self._table.clone().to(self.device), audio)
+        self._first_audio = Staged({"ids": (config.codebooks,)}, self.device)
+        self._known = ColumnBuffers(self._extend_columns if self.on_gpu else 1, config, self.device)
+        self.codec_state = codec.new_state(slots + 1)
+        self._frames = Staged({"slots": (slots,), "codes": (slots, config.codebooks)}, self.device)
         self._audio = torch.zeros((slots, codec.config.frame_samples), device=self.device)
-        self._extended = self._extend_step(self._extend_columns if self.on_gpu else 1)
+        self._pcm = torch.zeros_like(self._audio, device="cpu", pin_memory=self.on_gpu)
         self._buckets: list[int] = sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)})
         self.graphs = Graphs(self.on_gpu and cuda_graphs)
+        self.codec_graphs = Graphs(self.on_gpu and cuda_graphs, self._codec_queue)
         if self.on_gpu:
             self._warm_up()
 
@@ -113,30 +119,32 @@ class ModelRunner:
     def extend(self, slot: int, columns: Ids, start: int) -> None:
         """Feed `columns` [N, 2 + C] to a slot at positions `start ..`; nothing is sampled."""
         for first in range(0, len(columns), self._extend_columns):
-            part = torch.from_numpy(columns[first : first + self._extend_columns].astype(np.int32))
+            part = columns[first : first + self._extend_columns]
             if not self.on_gpu:
-                self._extended = self._extend_step(len(part))
-            step = self._extended
-            # On a GPU the columns behind the last one are leftovers: legal, and overwritten before they are read.
-            step.columns[0, : len(part)].copy_(part)
-            for tensor, value in ((step.slots, slot), (step.positions, start + first), (step.where, start + first)):
-                tensor.fill_(value)
-            self.graphs.run("extend", lambda step=step: self._passes.extend(step, self.memory))  # type: ignore[misc]
+                self._known = ColumnBuffers(len(part), self.config, self.device)
+            self._known.fill(slot, part, start + first)
+            self.graphs.run("extend", lambda: self._passes.extend(self._known.columns, self.memory))
+
+    @torch.inference_mode()
+    def enter(self, slot: int, audio: Ids) -> None:
+        """Say which audio ids [C] the slot's first step consumes; each step leaves those of the next."""
+        self._first_audio.wait()
+        self._first_audio.arrays["ids"][:] = audio
+        self._first_audio.upload()
+        self.memory.audio[slot].copy_(self._first_audio.tensors["ids"])
 
     @torch.inference_mode()
     def transform(self, rows: int) -> None:
         """One column of the slots staged in the buffers' first rows; samples actions and codebook 0."""
         step = self._fill_up(rows)
         self.graphs.run(("transform", len(step.slots)), lambda: self._passes.transform(step, self.memory))
-        if self.on_gpu:
-            self._actions.copy_(self.buffers.step.actions, non_blocking=True)
-            self._transformed.record()
+        if self._host is not None:
+            self._host.fetch_actions()
 
     def actions(self, rows: int) -> Ids:
         """The actions [rows] that `transform` sampled; waits for it, and for nothing that came after it."""
-        if self.on_gpu:
-            self._transformed.synchronize()
-        return self._actions[:rows].numpy()
+        actions = self.buffers.step.actions.numpy() if self._host is None else self._host.actions()
+        return actions[:rows]
 
     @torch.inference_mode()
     def depform(self, rows: int) -> None:
@@ -144,29 +152,43 @@ class ModelRunner:
         if self.config.depformer_text:
             self.buffers.upload()  # the text came after `transform`
         step = self.buffers.step.first(self._bucket(rows))
-        self.graphs.run(("depform", len(step.slots)), lambda: self._passes.depform(step))
+        self.graphs.run(("depform", len(step.slots)), lambda: self._passes.depform(step, self.memory))
 
-    def codes(self, rows: int) -> Ids:
-        """The sampled ids [rows, C] of the frame."""
-        ids: Ids = self.buffers.step.codes[:rows].cpu().numpy().astype(np.int64)
-        return ids
+    @torch.inference_mode()
+    def fetch(self, rows: int) -> Callable[[], Ids]:
+        """Have the ids [rows, C] of the step that was just queued copied to the host; the result waits for them.
+
+        It is to be called before the step after the next one is queued.
+        """
+        if self._host is not None:
+            return self._host.fetch_codes(rows)
+        codes: Ids = self.buffers.step.codes[:rows].numpy().astype(np.int64)
+        return lambda: codes
 
     @torch.inference_mode()
     def decode(self, slots: list[int], codes: Ids) -> NDArray[np.float32]:
-        """Audio [B, T * frame_samples] of the next T frames `codes` [B, C, T] of some slots, continuing each one's."""
-        batch = len(slots)
-        if not self.on_gpu or codes.shape[2] > 1:
-            rows = torch.tensor(slots, device=self.device)
-            audio = self.codec.decode(torch.from_numpy(codes).to(self.device), self.codec_state, rows)
-        else:
-            bucket = self._bucket(batch)
-            rows = torch.tensor(slots + [self.slots] * (bucket - batch))
-            self._codec_rows[:bucket].copy_(rows)
-            self._codes[:batch].copy_(torch.from_numpy(codes))
-            self.graphs.run(("decode", bucket), lambda: self._decode(bucket))
-            audio = self._audio[:batch]
-        pcm: NDArray[np.float32] = audio.float().cpu().numpy()
-        return pcm
+        """Audio [B, T * frame_samples] of the next T frames `codes` [B, C, T] of some slots, continuing each one's.
+
+        Waits for the audio, but not for what is queued of the model's passes.
+        """
+        if self._codec_queue is None:
+            audio: NDArray[np.float32] = self.codec.decode(
+                torch.from_numpy(codes), self.codec_state, torch.tensor(slots)
+            ).numpy()
+            return audio
+        batch, bucket, arrays = len(slots), self._bucket(len(slots)), self._frames.arrays
+        arrays["slots"][:batch], arrays["slots"][batch:bucket] = slots, self.slots
+        parts = []
+        with self._beside():
+            for frame in range(codes.shape[2]):
+                self._frames.wait()
+                arrays["codes"][:batch] = codes[:, :, frame]
+                self._frames.upload()
+                self.codec_graphs.run(bucket, lambda: self._decode(bucket))
+                self._pcm[:batch].copy_(self._audio[:batch], non_blocking=True)
+                self._codec_queue.synchronize()
+                parts.append(self._pcm[:batch].numpy().copy())
+        return np.concatenate(parts, axis=1)
 
     # ---- a slot's state
 
@@ -208,10 +230,15 @@ class ModelRunner:
             ):
                 self.memory.keys[:, page, ..., :rows, :] = keys
                 self.memory.values[:, page, ..., :rows, :] = values
-        if snapshot is not None and snapshot.codec is not None:
-            self.codec_state.restore(slot, snapshot.codec)
-        else:
-            self.codec_state.reset(slot)
+        with self._beside():
+            if snapshot is not None and snapshot.codec is not None:
+                self.codec_state.restore(slot, snapshot.codec)
+            else:
+                self.codec_state.reset(slot)
+
+    def _beside(self) -> AbstractContextManager[object]:
+        """What touches the codec's state goes into the codec's queue."""
+        return nullcontext() if self._codec_queue is None else torch.cuda.stream(self._codec_queue)
 
     # ---- shapes
 
@@ -227,24 +254,61 @@ class ModelRunner:
             return rows
         return self._buckets[bisect_left(self._buckets, rows)]
 
-    def _extend_step(self, columns: int) -> Step:
-        step = self.buffers.step.first(1)
-        ids = torch.zeros((1, columns, 2 + self.config.codebooks), dtype=torch.int32, device=self.device)
-        slots, positions, where = (torch.zeros_like(step.slots) for _ in range(3))
-        return Step(**{**step.__dict__, "columns": ids, "slots": slots, "positions": positions, "where": where})
-
     def _decode(self, bucket: int) -> None:
-        self._audio[:bucket] = self.codec.decode(self._codes[:bucket], self.codec_state, self._codec_rows[:bucket])
+        codes, rows = (self._frames.tensors[name][:bucket].long() for name in ("codes", "slots"))
+        self._audio[:bucket] = self.codec.decode(codes[:, :, None], self.codec_state, rows)
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
         """Compile, run and record every pass in every shape, so that no request ever does."""
         started = time.monotonic()
-        self.graphs.record("extend", lambda: self._passes.extend(self._extended, self.memory))
+        self._frames.arrays["slots"][:] = self.slots
+        self._frames.upload()
+        self.graphs.record("extend", lambda: self._passes.extend(self._known.columns, self.memory))
         for bucket in self._buckets:
             step = self._fill_up(bucket)
             self.graphs.record(("transform", bucket), lambda step=step: self._passes.transform(step, self.memory))  # type: ignore[misc]
-            self.graphs.record(("depform", bucket), lambda step=step: self._passes.depform(step))  # type: ignore[misc]
-            self.graphs.record(("decode", bucket), lambda bucket=bucket: self._decode(bucket))  # type: ignore[misc]
+            self.graphs.record(("depform", bucket), lambda step=step: self._passes.depform(step, self.memory))  # type: ignore[misc]
+            with self._beside():
+                self.codec_graphs.record(bucket, lambda bucket=bucket: self._decode(bucket))  # type: ignore[misc]
             log.info("passes of %d streams ready after %.1f s", bucket, time.monotonic() - started)
         torch.cuda.synchronize()
+
+
+class _HostResults:
+    """What a GPU's passes gave, copied into pinned memory behind them, and when it has arrived."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._actions, self._acted = _pinned(step.actions), _event()
+        # Two, by turns: the host reads one step's ids while the next step's are on their way.
+        self._codes = [(_pinned(step.codes), _event()) for _ in range(2)]
+
+    def fetch_actions(self) -> None:
+        self._actions.copy_(self._step.actions, non_blocking=True)
+        self._acted.record()
+
+    def actions(self) -> NDArray[Any]:
+        self._acted.synchronize()
+        return self._actions.numpy()
+
+    def fetch_codes(self, rows: int) -> Callable[[], Ids]:
+        host, arrived = self._codes[0]
+        self._codes.reverse()
+        host[:rows].copy_(self._step.codes[:rows], non_blocking=True)
+        arrived.record()
+
+        def codes() -> Ids:
+            arrived.synchronize()
+            ids: Ids = host[:rows].numpy().astype(np.int64)
+            return ids
+
+        return codes
+
+
+def _pinned(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, device="cpu", pin_memory=True)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -94,9 +94,9 @@ def play() -> Example:
         text.append((int(stream.column()[0]), int(stream.column()[1])))
         stream.take_action(True)
         runs.append("full" if stream.samples_audio() else "text-only")
-        stream.take_codes(np.full(len(DELAYS), 1000 + step))
-        for _ in stream.pop_frames():
-            emitted[step] = prefix.frames + len(emitted)
+        for frame in stream.advance():
+            emitted[step] = frame
+        stream.take_codes(step + 1, np.full(len(DELAYS), 1000 + step))
     return Example(plan, prefix, stream, text, runs, emitted)
 
 

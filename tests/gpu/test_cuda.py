@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dia2_engine import Cancelled, Failed, Finished, Request, Worker
+from dia2_engine import Cancelled, Event, Failed, Finished, Request, Worker
 from dia2_engine.stream import Stream
 from tests.support import LINE, Collector, Recorder, audio_of, make_config, make_engine, speak, tokens_of, write_voices
 
@@ -94,6 +94,26 @@ def test_graphs_equal_running_the_passes(variant: str, tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(tokens_of(recorded[0]), tokens_of(run[0]))
     np.testing.assert_array_equal(audio_of(recorded[1]), audio_of(run[1]))
+
+
+def test_reading_a_step_late_changes_nothing(variant: str, tmp_path: Path) -> None:
+    """Without debug a step is read, decoded and sent while the next one runs: the same tokens and audio, and ends."""
+    voices = write_voices(tmp_path / "voices", variant)
+    requests = [
+        Request(LINE, voice=("duo", "none")[seed % 2], seed=seed, max_seconds=0.5 + 0.4 * seed) for seed in range(6)
+    ]
+
+    def spoken(debug: bool) -> list[tuple[list[list[int]], list[float], Event]]:
+        engine = make_engine(variant, slots=3, device="cuda", voices=str(voices), debug=debug)
+        record, streams = Recorder(), [engine.parse(request) for request in requests]
+        waiting = list(streams)
+        while waiting or engine.live:
+            if waiting and engine.has_room_for(waiting[0]):
+                engine.start(waiting.pop(0))
+            engine.step(engine.live, record)
+        return [(tokens_of(s).tolist(), record.audio(s).tolist(), record.events[s][-1]) for s in streams]
+
+    assert spoken(debug=False) == spoken(debug=True)
 
 
 def test_a_stream_does_not_depend_on_its_neighbours_within_a_bucket(variant: str) -> None:

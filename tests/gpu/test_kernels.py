@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ from dia2_engine.model.checkpoint import load_strictly
 from dia2_engine.model.config import ModelConfig, load_model_config
 from dia2_engine.model.dia2 import Dia2
 from dia2_engine.model.plain import PlainModel
-from dia2_engine.model.step import SlotMemory, Step
+from dia2_engine.model.step import Columns, SlotMemory, Step
+from dia2_engine.types import SAMPLED
 from tests.support import VECTORS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -39,7 +40,12 @@ def make_memory(config: ModelConfig, rows: int, page: int, dtype: torch.dtype) -
     shape = (stack.layers, rows * pages, 2, stack.kv_heads, page, stack.head_dim)
     keys = torch.zeros(shape, device="cuda", dtype=dtype)
     order = torch.randperm(rows * pages, device="cuda", dtype=torch.int32) if pages > 1 else torch.arange(rows)
-    return SlotMemory(keys, torch.zeros_like(keys), order.to("cuda", torch.int32).view(rows, pages))
+    table = order.to("cuda", torch.int32).view(rows, pages)
+    return SlotMemory(keys, torch.zeros_like(keys), table, ids(config.audio_vocab, rows, config.codebooks))
+
+
+def ids(high: int, *shape: int) -> Tensor:
+    return torch.randint(0, high, shape, device="cuda", dtype=torch.int32)
 
 
 @pytest.fixture(params=["small", "lowrank", "textdep"])
@@ -56,32 +62,33 @@ def make_twins(folder: Path, rows: int, dtype: torch.dtype) -> Twins:
         model = Dia2(config)
     load_strictly(model, folder / "model.safetensors", device=torch.device("cuda"), dtype=dtype)
     fused = FusedModel(model, FILTER_K)  # from here on the plain weights are views of the fused ones
-    return Twins(
-        config,
-        PlainModel(model, FILTER_K),
-        fused,
-        make_memory(config, rows, CONTEXT, dtype),
-        make_memory(config, rows, 64, dtype),
+    mine = make_memory(config, rows, 64, dtype)
+    plain = replace(make_memory(config, rows, CONTEXT, dtype), audio=mine.audio.clone())
+    return Twins(config, PlainModel(model, FILTER_K), fused, plain, mine)
+
+
+def random_columns(config: ModelConfig, slot: int, start: int, columns: int) -> Columns:
+    at = torch.full((1,), start, device="cuda", dtype=torch.int32)
+    return Columns(
+        slots=torch.full_like(at, slot),
+        positions=at,
+        where=at,
+        text=ids(config.text_vocab, 1, columns, 2),
+        audio=ids(config.audio_vocab, 1, columns, config.codebooks),
     )
 
 
-def random_step(config: ModelConfig, rows: int, dtype: torch.dtype, start: Tensor, columns: int = 1) -> Step:
-    def ids(high: int, *shape: int) -> Tensor:
-        return torch.randint(0, high, shape, device="cuda", dtype=torch.int32)
-
-    cells = torch.cat(
-        [ids(config.text_vocab, rows, columns, 2), ids(config.audio_vocab, rows, columns, config.codebooks)], -1
-    )
+def random_step(config: ModelConfig, rows: int, dtype: torch.dtype, start: Tensor) -> Step:
     choice = torch.arange(rows, device="cuda") % 4
     return Step(
         slots=torch.arange(rows, device="cuda", dtype=torch.int32),
-        columns=cells,
         positions=start,
         where=start,
-        uniforms=ids(1 << 23, rows, 1 + config.codebooks) * 2.0**-23,
         text=ids(config.text_vocab, rows, 2),
-        known=ids(config.codec_vocab, rows, config.codebooks),
-        known_mask=ids(2, rows, config.codebooks),
+        next_text=ids(config.text_vocab, rows, 2),
+        given=ids(config.codec_vocab, rows, config.codebooks),
+        given_kind=ids(3, rows, config.codebooks),
+        uniforms=ids(1 << 23, rows, 1 + config.codebooks) * 2.0**-23,
         cfg_scale=torch.tensor([2.0, 1.0, 3.5, 0.0], device="cuda")[choice],
         temperatures=torch.tensor([[0.6, 0.8], [0.0, 0.0], [1.0, 1.3], [0.5, 0.0]], device="cuda")[choice],
         top_k=torch.tensor([[50, 50], [1, 1], [0, 0], [2, 5]], device="cuda", dtype=torch.int32)[choice],
@@ -92,8 +99,7 @@ def random_step(config: ModelConfig, rows: int, dtype: torch.dtype, start: Tenso
 
 
 def twin_of(step: Step) -> Step:
-    results = {name: getattr(step, name).clone() for name in ("hidden", "actions", "codes")}
-    return Step(**{**step.__dict__, **results})
+    return replace(step, **{name: getattr(step, name).clone() for name in ("hidden", "actions", "codes")})
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -102,12 +108,9 @@ def test_passes_equal_their_plain_twins_in_float32(config_path: Path, rows: int)
     twins = make_twins(config_path, rows, torch.float32)
     config, fused = twins.config, twins.fused
     for slot in range(rows):
-        step = random_step(
-            config, 1, torch.float32, torch.zeros(1, device="cuda", dtype=torch.int32), 3 + 31 * slot % 29
-        )
-        step = Step(**{**step.__dict__, "slots": torch.full_like(step.slots, slot)})
-        twins.plain.extend(step, twins.plain_memory)
-        fused.extend(step, twins.fused_memory)  # type: ignore[attr-defined]
+        columns = random_columns(config, slot, 0, 3 + 31 * slot % 29)
+        twins.plain.extend(columns, twins.plain_memory)
+        fused.extend(columns, twins.fused_memory)  # type: ignore[attr-defined]
     start = torch.tensor([3 + 31 * slot % 29 for slot in range(rows)], device="cuda", dtype=torch.int32)
     plain = random_step(config, rows, torch.float32, start)
     mine = twin_of(plain)
@@ -117,9 +120,12 @@ def test_passes_equal_their_plain_twins_in_float32(config_path: Path, rows: int)
     torch.testing.assert_close(norm(mine.hidden), plain.hidden, rtol=0, atol=1e-4)
     assert mine.actions.tolist() == plain.actions.tolist()
     assert mine.codes[:, 0].tolist() == plain.codes[:, 0].tolist()
-    twins.plain.depform(plain)
-    fused.depform(mine)  # type: ignore[attr-defined]
+    twins.plain.depform(plain, twins.plain_memory)
+    fused.depform(mine, twins.fused_memory)  # type: ignore[attr-defined]
     assert mine.codes.tolist() == plain.codes.tolist()
+    following = torch.where(plain.given_kind == SAMPLED, plain.codes, plain.given)
+    for memory in (twins.plain_memory, twins.fused_memory):
+        assert memory.audio.tolist() == following.tolist()
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 300])
@@ -129,11 +135,9 @@ def test_attention_over_pages_of_any_number(length: int) -> None:
     config, fused = twins.config, twins.fused
     for slot in range(2):
         for first in range(0, length, 32):
-            start = torch.full((1,), first, device="cuda", dtype=torch.int32)
-            step = random_step(config, 1, torch.float32, start, min(32, length - first))
-            step = Step(**{**step.__dict__, "slots": torch.full_like(step.slots, slot)})
-            twins.plain.extend(step, twins.plain_memory)
-            fused.extend(step, twins.fused_memory)  # type: ignore[attr-defined]
+            columns = random_columns(config, slot, first, min(32, length - first))
+            twins.plain.extend(columns, twins.plain_memory)
+            fused.extend(columns, twins.fused_memory)  # type: ignore[attr-defined]
     plain = random_step(config, 2, torch.float32, torch.full((2,), length, device="cuda", dtype=torch.int32))
     mine = twin_of(plain)
     twins.plain.transform(plain, twins.plain_memory)

@@ -21,6 +21,7 @@ from dia2_engine.boundary import (
 from dia2_engine.config import Boundary
 from dia2_engine.text.parser import parse_script
 from dia2_engine.text.state_machine import Entry, TextMachine, TextTokens
+from dia2_engine.types import BEFORE_START, FROM_PREFIX, SAMPLED
 from dia2_engine.voice.plan import PrefixPlan, TimedWord, check_plan, plan_prefix
 
 TOKENS = TextTokens(bos=1, new_word=2, pad=3, zero=7, spk1=90, spk2=91)
@@ -147,20 +148,22 @@ def play(stream: BoundaryStream, seed: int) -> Played:
         assert ((column[2:] >= 0) & (column[2:] <= BOS)).all(), "a cell was read before it was written"
         played.columns[step] = column
         stream.take_action(rng.random() < 0.3)
-        known, mask = stream.known_codes()
-        assert ((known >= 0) & (known < CODEC_VOCAB)).all()
+        given, kind = stream.given()
         ids = codes.integers(0, CODEC_VOCAB, len(column) - 2)
         sampled = stream.grid.sampled(step + 1)
-        assert not (mask & sampled).any()
+        assert ((kind == SAMPLED) == sampled).all()
+        assert (given[kind == BEFORE_START] == BOS).all()
+        assert ((given[kind == FROM_PREFIX] >= 0) & (given[kind == FROM_PREFIX] < CODEC_VOCAB)).all()
         if sampled[1:].any():
             assert stream.samples_audio()
         played.samples[step + 1] = ids
-        stream.take_codes(ids)
+        frames = stream.advance()
+        stream.take_codes(step + 1, ids)
+        np.testing.assert_array_equal(np.where(sampled, ids, given), stream.grid.cells[:, step + 1])
         assert stream.step <= stream.most_steps, "more columns than were set aside for it"
-        for frame in stream.pop_frames():
-            played.frames.append(frame)
+        for frame in frames:
+            played.frames.append(stream.grid.frame(frame))
             played.emitted_at.append(step)
-    assert stream.pop_frames() == []
     return played
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..step import SlotMemory, Step
+from ..step import Rows, SlotMemory
 from .launch import OVERLAP, arrive
 
 _ENOUGH_BLOCKS = 264  # two for each multiprocessor of an H100: what a pass is split into, if it has fewer
@@ -176,7 +176,7 @@ class PagedAttention:
         norms: tuple[Tensor, Tensor],
         eps: float,
         rope: Tensor,
-        step: Step,
+        at: Rows,
         memory: SlotMemory,
         layer: int,
     ) -> Tensor:
@@ -189,7 +189,7 @@ class PagedAttention:
         keys, values, pages = memory.keys[layer], memory.values[layer], memory.table.shape[1]
         heads = {"KV_HEADS": self.kv_heads, "HEAD": self.head, "PAGE": keys.shape[3]}
         _prepare[(tokens,)](
-            qkv, *norms, rope, step.slots, step.positions, step.where, memory.table,
+            qkv, *norms, rope, at.slots, at.positions, at.where, memory.table,
             self.queries, keys, values, eps, columns, pages,
             QUERY_HEADS=self.query_heads, **heads,
             BLOCK_Q=triton.next_power_of_2(self.query_heads), BLOCK_KV=triton.next_power_of_2(self.kv_heads),
@@ -197,7 +197,7 @@ class PagedAttention:
         )  # fmt: skip
         out = torch.empty_like(self.queries)
         _attend[(tokens // columns, self.kv_heads, self.splits)](
-            self.queries, keys, values, out, step.slots, step.where, memory.table,
+            self.queries, keys, values, out, at.slots, at.where, memory.table,
             self.partial, self.sums, self.arrived, columns, pages,
             GROUP=self.query_heads // self.kv_heads, **heads, SPLITS=self.splits, BLOCK_M=self.block_m,
             REAL_M=self.real_m, OVERLAP=OVERLAP, launch_pdl=OVERLAP,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..step import Step
+from ..step import SlotMemory, Step
 from .launch import OVERLAP, arrive
 
 
@@ -62,10 +62,11 @@ def _sampled(cond, uncond, vocab, scale, temperature, top_k, uniform, filter_k, 
 
 @triton.jit
 def _sample_heads(
-    logits_ptr, scale_ptr, temperature_ptr, top_k_ptr, uniform_ptr, actions_ptr, codes_ptr, filter_k, actions, vocab,
-    WIDTH: tl.constexpr, CODEBOOKS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    logits_ptr, scale_ptr, temperature_ptr, top_k_ptr, uniform_ptr, actions_ptr, codes_ptr,
+    slots_ptr, given_ptr, kind_ptr, audio_ptr, filter_k, actions, vocab,
+    WIDTH: tl.constexpr, CODEBOOKS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """The action (head 0) or codebook 0 (head 1) of one row."""
+    """The action (head 0) or codebook 0 (head 1) of one row; with that, what is given of the slot's next column."""
     arrive(OVERLAP)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     v = tl.arange(0, BLOCK)
@@ -80,16 +81,22 @@ def _sample_heads(
     )  # fmt: skip
     tl.store(actions_ptr + row, chosen, mask=head == 0)
     tl.store(codes_ptr + row * CODEBOOKS, chosen, mask=head == 1)
+    audio = audio_ptr + tl.load(slots_ptr + row).to(tl.int64) * CODEBOOKS
+    c = tl.arange(0, BLOCK_C)
+    kind = tl.load(kind_ptr + row * CODEBOOKS + c, mask=c < CODEBOOKS, other=0)
+    given = tl.load(given_ptr + row * CODEBOOKS + c, mask=c < CODEBOOKS, other=0)
+    tl.store(audio + c, given, mask=(kind != 0) & (head == 1))
+    tl.store(audio, chosen, mask=(tl.load(kind_ptr + row * CODEBOOKS) == 0) & (head == 1))
 
 
 @triton.jit
 def _enter_stage(
-    chosen, row, codebook, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
+    chosen, row, codebook, given_ptr, kind_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
     CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """The next stage's input, for both branches: it builds on the prefix's id where there is one."""
-    known = tl.load(known_mask_ptr + row * CODEBOOKS + codebook) != 0
-    chosen = tl.where(known, tl.load(known_ptr + row * CODEBOOKS + codebook), chosen)
+    from_prefix = tl.load(kind_ptr + row * CODEBOOKS + codebook) == 1
+    chosen = tl.where(from_prefix, tl.load(given_ptr + row * CODEBOOKS + codebook), chosen)
     w = tl.arange(0, BLOCK_W)
     inside = w < WIDTH
     embedding = tl.load(table_ptr + chosen * WIDTH + w, mask=inside).to(tl.float32)
@@ -101,7 +108,7 @@ def _enter_stage(
 
 @triton.jit(do_not_specialize=["codebook", "group", "groups"])
 def _first_stage(
-    codes_ptr, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, codebook, group, groups,
+    codes_ptr, given_ptr, kind_ptr, table_ptr, inputs_ptr, x_ptr, codebook, group, groups,
     CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """From codebook 0, which came with the transformer, to the first stage."""
@@ -109,7 +116,7 @@ def _first_stage(
     row = tl.program_id(0).to(tl.int64)
     chosen = tl.load(codes_ptr + row * CODEBOOKS + codebook)
     _enter_stage(
-        chosen, row, codebook, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
+        chosen, row, codebook, given_ptr, kind_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
         CODEBOOKS, WIDTH, BLOCK_W,
     )  # fmt: skip
 
@@ -117,7 +124,7 @@ def _first_stage(
 @triton.jit(do_not_specialize=["codebook", "group", "groups"])
 def _sample_stage(
     logits_ptr, scale_ptr, temperature_ptr, top_k_ptr, uniform_ptr, filter_k,
-    codes_ptr, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, vocab, codebook, group, groups,
+    codes_ptr, slots_ptr, given_ptr, kind_ptr, audio_ptr, table_ptr, inputs_ptr, x_ptr, vocab, codebook, group, groups,
     CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK: tl.constexpr, LAST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -134,20 +141,27 @@ def _sample_stage(
         tl.load(uniform_ptr + row * (1 + CODEBOOKS) + 1 + codebook), filter_k, BLOCK,
     )  # fmt: skip
     tl.store(codes_ptr + row * CODEBOOKS + codebook, chosen)
+    sampled = tl.load(kind_ptr + row * CODEBOOKS + codebook) == 0
+    audio = audio_ptr + tl.load(slots_ptr + row).to(tl.int64) * CODEBOOKS
+    tl.store(audio + codebook, chosen, mask=sampled)
     if not LAST:
         _enter_stage(
-            chosen, row, codebook, known_ptr, known_mask_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
+            chosen, row, codebook, given_ptr, kind_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
             CODEBOOKS, WIDTH, BLOCK_W,
         )  # fmt: skip
 
 
-def sample_heads(logits: Tensor, step: Step, filter_k: int, actions: int, vocab: int) -> None:
-    """Sample the action and codebook 0 from float32 logits [R * 2, actions + at least `vocab`]."""
+def sample_heads(logits: Tensor, step: Step, memory: SlotMemory, filter_k: int, actions: int, vocab: int) -> None:
+    """Sample the action and codebook 0 from float32 logits [R * 2, actions + at least `vocab`].
+
+    Begins the slots' next columns with codebook 0 and all that is given.
+    """
     rows, codebooks = step.codes.shape
     _sample_heads[(rows, 2)](
         logits, step.cfg_scale, step.temperatures, step.top_k, step.uniforms, step.actions, step.codes,
-        filter_k, actions, vocab,
-        WIDTH=logits.shape[1], CODEBOOKS=codebooks, BLOCK=triton.next_power_of_2(max(actions, vocab)),
+        step.slots, step.given, step.given_kind, memory.audio, filter_k, actions, vocab,
+        WIDTH=logits.shape[1], CODEBOOKS=codebooks, BLOCK_C=triton.next_power_of_2(codebooks),
+        BLOCK=triton.next_power_of_2(max(actions, vocab)),
         OVERLAP=OVERLAP, launch_pdl=OVERLAP,
     )  # fmt: skip
 
@@ -167,21 +181,23 @@ def first_stage(step: Step, enter: StageInput) -> None:
     rows, codebooks = step.codes.shape
     width = enter.x.shape[1]
     _first_stage[(rows,)](
-        step.codes, step.known, step.known_mask, enter.table, enter.inputs, enter.x,
+        step.codes, step.given, step.given_kind, enter.table, enter.inputs, enter.x,
         0, enter.group, enter.inputs.shape[1],
         CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width), OVERLAP=OVERLAP, launch_pdl=OVERLAP,
     )  # fmt: skip
 
 
-def sample_stage(logits: Tensor, codebook: int, step: Step, filter_k: int, enter: StageInput | None) -> None:
-    """Sample a codebook from float32 logits [R * 2, vocab] and, if there is one, enter the next stage."""
+def sample_stage(
+    logits: Tensor, codebook: int, step: Step, memory: SlotMemory, filter_k: int, enter: StageInput | None
+) -> None:
+    """Sample a codebook of the slots' next columns from float32 logits [R * 2, vocab]; then enter the next stage."""
     rows, codebooks = step.codes.shape
     vocab, last = logits.shape[1], enter is None
     enter = enter or StageInput(logits, logits[:, None], 0, logits)
     width = enter.x.shape[1]
     _sample_stage[(rows,)](
         logits, step.cfg_scale, step.temperatures, step.top_k, step.uniforms, filter_k,
-        step.codes, step.known, step.known_mask, enter.table, enter.inputs, enter.x,
+        step.codes, step.slots, step.given, step.given_kind, memory.audio, enter.table, enter.inputs, enter.x,
         vocab, codebook, enter.group, enter.inputs.shape[1],
         CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width),
         BLOCK=triton.next_power_of_2(vocab), LAST=last, OVERLAP=OVERLAP, launch_pdl=OVERLAP,
