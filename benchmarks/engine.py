@@ -8,12 +8,18 @@ Passes. One engine with as many slots as the largest load, its streams 300 colum
 Each pass is one CUDA graph, timed by device events; the figure is the median of 30 replays after 5 of warm-up.
 
 - text: a transformer-only step, with its heads and sampling; depformer: the other codebooks; codec: one frame of audio
-- frame: text + depformer + codec
+- frame: all three as the engine runs them, the codec beside the next text step: of 20 frames in a row, each
 - real time: how many streams that frame rate would serve, streams * 80 ms / frame
 - bytes/s: the weights that one text step and one depformer read, over their time; copy: of 1 GiB, read and written
 
-First audio. Another engine, with the whole context and the example voice anna-and-ben (a prefix of 12 s), threads and
-all: from submission to the first chunk in the host's memory, alone and while others stream.
+Steps. The engine without threads, its streams behind the example voice anna-and-ben (a prefix of 12 s): wall-clock
+time of a step with all codebooks, and, under the profiler, for how long of it the device had nothing to do.
+
+First audio. Another engine, with the whole context and the same voice, threads and all: from submission to the first
+chunk in the host's memory, alone and while others stream.
+
+Live (--live N). N streams of --seconds each through the threads, heard by players who start at their first chunk:
+underruns are chunks that came after the player had run dry.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dia2_engine import AudioChunk, EngineConfig, Event, Failed, Finished, Request, Worker
+from dia2_engine import AudioChunk, Engine, EngineConfig, Event, Failed, Finished, Request, Worker
 from dia2_engine.model.checkpoint import find_checkpoint, load_dia2
 from dia2_engine.model.dia2 import Dia2
 from dia2_engine.model.mimi import MimiDecoder
@@ -45,6 +51,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 512  # of the passes: 256 whole contexts do not fit beside the weights
 POSITION = 300
 FRAME_MS = 80.0
+VOICE = "anna-and-ben"
+KV_GB = 60.0  # what is left beside the weights, with room to spare
 LINE = "[S1] Hello there, how can I help you today?"
 LONG = "[S1] " + "This goes on and on, and it does not end before everything else has been measured. " * 12
 
@@ -68,6 +76,26 @@ def copy_bandwidth() -> float:
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / median_ms(lambda: target.copy_(source)) * 1000
+
+
+def frame_ms(runner: ModelRunner, streams: int, frames: int = 20) -> float:
+    """Median time of a frame with the codec beside the next text step; as in the engine, at most one frame behind."""
+    main, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def run() -> None:
+        decoded = None
+        for _ in range(frames):
+            runner.graphs.replay(("transform", streams))
+            if decoded is not None:
+                main.wait_event(decoded)
+            runner.graphs.replay(("depform", streams))
+            beside.wait_stream(main)
+            with torch.cuda.stream(beside):
+                runner.codec_graphs.replay(streams)
+            decoded = beside.record_event()
+        main.wait_stream(beside)
+
+    return median_ms(run, repeats=5, warm_up=1) / frames
 
 
 def weight_bytes(model: Dia2) -> tuple[int, int]:
@@ -119,13 +147,13 @@ def measure_passes(checkpoint: str, loads: list[int], *, profile: bool = False) 
         runner.open(slot, CONTEXT)
     rows = []
     for streams in loads:
-        text, depformer, decode = (
-            median_ms(partial(runner.graphs.replay, (name, streams))) for name in ("transform", "depform", "decode")
-        )
-        frame = text + depformer + decode
+        passes = {name: partial(runner.graphs.replay, (name, streams)) for name in ("transform", "depform")}
+        passes["codec"] = partial(runner.codec_graphs.replay, streams)
+        text, depformer, decode = (median_ms(run) for run in passes.values())
+        frame = frame_ms(runner, streams)
         if profile:
-            for name in ("transform", "depform", "decode"):
-                print_kernels(f"{name}, {streams} streams", partial(runner.graphs.replay, (name, streams)))
+            for name, run in passes.items():
+                print_kernels(f"{name}, {streams} streams", run)
         rows.append(
             {
                 "streams": streams,
@@ -151,6 +179,50 @@ def measure_passes(checkpoint: str, loads: list[int], *, profile: bool = False) 
     }
 
 
+def measure_steps(checkpoint: str, loads: list[int], steps: int = 30) -> list[dict[str, Any]]:
+    """What a step costs with its host, by number of streams; they enter one after another, so their columns differ."""
+    settings: dict[str, Any] = {"device": "cuda", "slots": max(loads), "run_ahead_s": 0.0, "kv_gb": KV_GB}
+    engine = Engine(EngineConfig(checkpoint, voices=str(ROOT / "voices"), default_voice=VOICE, **settings))
+    rows = []
+    for streams in loads:
+        for seed in range(streams):
+            engine.start(engine.parse(Request(LONG, seed=seed, max_seconds=30)))
+        while not all(stream.boundary.frames_out for stream in engine.live):
+            engine.step(engine.live, _ignore)
+        times = []
+        for _ in range(steps):
+            started = time.monotonic()
+            engine.step(engine.live, _ignore)
+            times.append(1000 * (time.monotonic() - started))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            for _ in range(steps):
+                engine.step(engine.live, _ignore)
+            torch.cuda.synchronize()
+        rows.append({"streams": streams, "step_ms": statistics.median(times), **_device_share(profiler, steps)})
+        for stream in engine.live:
+            engine.release(stream)
+    return rows
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def _device_share(profiler: torch.profiler.profile, steps: int) -> dict[str, float]:
+    """Milliseconds of a step in which some kernel or copy ran, and none did; and how many ran."""
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events() or []  # type: ignore[no-untyped-call]
+        if event.device_type.name == "CUDA"
+    )
+    busy, until = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    idle = until - spans[0][0] - busy
+    return {"busy_ms": busy / 1000 / steps, "idle_ms": idle / 1000 / steps, "launches": len(spans) / steps}
+
+
 class FirstAudio:
     """A sink that notes when its first chunk came."""
 
@@ -169,7 +241,7 @@ class FirstAudio:
 def measure_first_audio(checkpoint: str, others: list[int], rounds: int) -> list[dict[str, Any]]:
     """Time to first audio of one request after another, while others stream at the pace of a listener."""
     settings: dict[str, Any] = {"device": "cuda", "slots": max(others) + 1, "run_ahead_s": 1.0}
-    worker = Worker(EngineConfig(checkpoint, voices=str(ROOT / "voices"), default_voice="anna-and-ben", **settings))
+    worker = Worker(EngineConfig(checkpoint, voices=str(ROOT / "voices"), default_voice=VOICE, **settings))
     rows = []
     try:
         for count in others:
@@ -197,6 +269,66 @@ def measure_first_audio(checkpoint: str, others: list[int], rounds: int) -> list
     return rows
 
 
+class Player:
+    """A sink that plays from its first chunk on, and notes when it runs dry."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self._sample_rate = sample_rate
+        self.submitted_s = time.monotonic()
+        self.first_s = math.nan
+        self.audio_s = 0.0
+        self.underruns = 0
+        self.slack_s = math.inf  # the least audio in hand when a chunk came
+        self.end: Event | None = None
+        self.done = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        now_s = time.monotonic()
+        if isinstance(event, AudioChunk):
+            if math.isnan(self.first_s):
+                self.first_s = self._dry_s = now_s
+            else:
+                self.slack_s = min(self.slack_s, self._dry_s - now_s)
+            if now_s > self._dry_s:
+                self.underruns, self._dry_s = self.underruns + 1, now_s
+            self._dry_s += len(event.audio) / self._sample_rate
+            self.audio_s += len(event.audio) / self._sample_rate
+        else:
+            self.end = event
+            self.done.set()
+
+
+def measure_live(checkpoint: str, streams: int, seconds: float) -> dict[str, Any]:
+    """Streams of so many seconds, all at once, each to its end."""
+    settings: dict[str, Any] = {"device": "cuda", "slots": streams, "kv_gb": KV_GB, "max_text_chars": 100_000}
+    worker = Worker(EngineConfig(checkpoint, voices=str(ROOT / "voices"), default_voice=VOICE, **settings))
+    try:
+        started_s = time.monotonic()
+        players = []
+        for seed in range(streams):
+            players.append(Player(worker.sample_rate))
+            worker.submit(Request(LONG * 3, seed=seed, max_seconds=seconds), players[-1])
+        for player in players:
+            if not player.done.wait(20 * seconds + 60):
+                raise SystemExit("a stream did not end in time")
+        wall_s = time.monotonic() - started_s
+    finally:
+        worker.close()
+    waits_ms = sorted(1000 * (player.first_s - player.submitted_s) for player in players)
+    return {
+        "streams": streams,
+        "seconds": seconds,
+        "finished": sum(isinstance(player.end, Finished) for player in players),
+        "underruns": sum(player.underruns for player in players),
+        "least_slack_s": min(player.slack_s for player in players),
+        "audio_s": sum(player.audio_s for player in players),
+        "wall_s": wall_s,
+        "first_audio_p50_ms": statistics.median(waits_ms),
+        "first_audio_worst_ms": waits_ms[-1],
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+    }
+
+
 def print_passes(machine: dict[str, Any], passes: dict[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(
@@ -216,6 +348,24 @@ def print_passes(machine: dict[str, Any], passes: dict[str, Any]) -> None:
         )
 
 
+def print_steps(rows: list[dict[str, Any]]) -> None:
+    print("\n| streams | step, wall clock | device busy | device idle | launches |\n|--:|--:|--:|--:|--:|")
+    for row in rows:
+        print(
+            f"| {row['streams']} | {row['step_ms']:.2f} ms | {row['busy_ms']:.2f} ms | {row['idle_ms']:.2f} ms "
+            f"| {row['launches']:.0f} |"
+        )
+
+
+def print_live(live: dict[str, Any]) -> None:
+    print(
+        f"\n{live['streams']} streams of {live['seconds']:.0f} s at once: {live['finished']} finished, "
+        f"{live['underruns']} underruns, at least {live['least_slack_s']:.2f} s in hand; {live['audio_s']:.0f} s of "
+        f"audio in {live['wall_s']:.1f} s; first audio p50 {live['first_audio_p50_ms']:.0f} ms, worst "
+        f"{live['first_audio_worst_ms']:.0f} ms, from the submission of all; peak {live['peak_gb']:.1f} GB"
+    )
+
+
 def print_first_audio(rows: list[dict[str, Any]]) -> None:
     print("\n| others streaming | first audio p50 | p95 | worst |\n|--:|--:|--:|--:|")
     for row in rows:
@@ -228,7 +378,12 @@ def main(argv: list[str] | None = None) -> int:
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256], help="powers of two")
+    parser.add_argument("--streams", type=int, nargs="*", default=[1, 8, 32, 64, 128, 256], help="powers of two")
+    parser.add_argument(
+        "--steps", type=int, nargs="*", default=[1, 64], help="streams whose steps are timed with their host"
+    )
+    parser.add_argument("--live", type=int, default=0, metavar="N", help="have N streams heard at once (default: none)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of audio, with --live (default: 60)")
     parser.add_argument("--others", type=int, nargs="*", default=[0, 64], help="streams beside a request's first audio")
     parser.add_argument("--rounds", type=int, default=20, help="requests whose first audio is timed (default: 20)")
     parser.add_argument("--profile", action="store_true", help="print the kernels of each pass")
@@ -237,15 +392,22 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         parser.error("this measures a GPU, and there is none")
     gpu = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    report: dict[str, Any] = {
-        "machine": gpu,
-        "passes": measure_passes(args.checkpoint, args.streams, profile=args.profile),
-    }
-    print_passes(gpu, report["passes"])
-    torch.cuda.empty_cache()
+    report: dict[str, Any] = {"machine": gpu}
+    if args.streams:
+        report["passes"] = measure_passes(args.checkpoint, args.streams, profile=args.profile)
+        print_passes(gpu, report["passes"])
+        torch.cuda.empty_cache()
+    if args.steps:
+        report["steps"] = measure_steps(args.checkpoint, args.steps)
+        print_steps(report["steps"])
+        torch.cuda.empty_cache()
     if args.others:
         report["first_audio"] = measure_first_audio(args.checkpoint, args.others, args.rounds)
         print_first_audio(report["first_audio"])
+        torch.cuda.empty_cache()
+    if args.live:
+        report["live"] = measure_live(args.checkpoint, args.live, args.seconds)
+        print_live(report["live"])
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
