@@ -153,7 +153,7 @@ def test_products_equal_their_plain_twins(dtype: torch.dtype, rows: int, inputs:
     x = torch.randn(rows, inputs, device="cuda", dtype=dtype)
     weight = torch.randn(2 * outputs, inputs, device="cuda", dtype=dtype) / inputs**0.5
     stream = torch.randn(rows, 2 * outputs, device="cuda", dtype=dtype)
-    close = {"rtol": 0.0, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    rtol, atol = (0.0, 1e-4) if dtype == torch.float32 else (2e-2, 2e-2)
     product = x.double() @ weight.double().t()
     normed = F.rms_norm(x.double(), (inputs,), eps=1e-5) @ weight.double().t()
     gate, up = normed.chunk(2, 1)
@@ -161,9 +161,9 @@ def test_products_equal_their_plain_twins(dtype: torch.dtype, rows: int, inputs:
     out = linear(x, weight, norm=1e-5, dtype=torch.float32)
     torch.testing.assert_close(out.double(), normed, rtol=0.0, atol=1e-4)
     gated = linear(x, weight, norm=1e-5, gate=("silu", "linear"))
-    torch.testing.assert_close(gated.double(), F.silu(gate) * up, **close)
+    torch.testing.assert_close(gated.double(), F.silu(gate) * up, rtol=rtol, atol=atol)
     added = linear(x, weight, add_to=stream.clone())
-    torch.testing.assert_close(added.double(), product + stream.double(), **close)
+    torch.testing.assert_close(added.double(), product + stream.double(), rtol=rtol, atol=atol)
 
     other = torch.randn_like(x)
     other[rows // 2] = x[rows // 2]

@@ -314,6 +314,6 @@ def tiled(
         x, weight, out, scratch, _arrived(x.device), rows, outputs, norm or 0.0,
         INPUTS=inputs, NORM=norm is not None, ADD=add, GATE=gate[0] if gate else "", UP=gate[1] if gate else "",
         BLOCK_M=tile.rows, BLOCK_N=tile.outputs // 2 if gate else tile.outputs, BLOCK_K=tile.inputs,
-        SLICES=tile.slices, SPLITS=splits, STAGES=tile.stages,
-        PREFETCH=min(inputs // splits, lines * line), LINE=line, OVERLAP=OVERLAP, num_warps=tile.warps, launch_pdl=OVERLAP,
+        SLICES=tile.slices, SPLITS=splits, STAGES=tile.stages, PREFETCH=min(inputs // splits, lines * line), LINE=line,
+        OVERLAP=OVERLAP, num_warps=tile.warps, launch_pdl=OVERLAP,
     )  # fmt: skip
