@@ -237,7 +237,7 @@ _TILES = (
 )
 _EXACT_TILE = Tile(16, 32, 32, stages=2)  # float32, for which matrix units would round: it is not there to be fast
 _MOST_SPLITS = 8
-_PREFETCHED_BYTES = 16 << 20  # of a weight, while the kernel before runs; the L2 cache holds 50 MB of both
+_PREFETCHED_BYTES = 16 << 20  # of a weight, while the kernel before runs: the L2 cache, of 50 MB, serves both
 _MOST_TILES = 4096  # of a product that is split
 
 
@@ -247,6 +247,12 @@ def _tile_for(rows: int, weights: int, dtype: torch.dtype) -> Tile:
     height = max(16, min(triton.next_power_of_2(rows), 128))
     fitting = [tile for tile in _TILES if tile.rows <= height]
     return next((tile for tile in fitting if tile.blocks(rows, weights) >= _ENOUGH_BLOCKS), fitting[-1])
+
+
+def _splits_for(blocks: int, steps: int) -> int:
+    """Only sums are split, since a norm or a gate applies to the whole, and only between whole steps."""
+    wanted = min(_MOST_SPLITS, _ENOUGH_BLOCKS // blocks) if blocks <= _MOST_TILES else 1
+    return next(count for count in range(max(wanted, 1), 0, -1) if steps % count == 0)
 
 
 @cache
@@ -304,9 +310,7 @@ def tiled(
     (rows, inputs), outputs = x.shape, out.shape[1]
     blocks, step = tile.blocks(rows, weight.shape[0]), tile.inputs * tile.slices
     if splits is None:
-        # Only whole steps are split, and only sums: a norm or a gate applies to the whole.
-        most = 1 if norm is not None or gate or blocks > _MOST_TILES else min(_MOST_SPLITS, _ENOUGH_BLOCKS // blocks)
-        splits = max(count for count in range(1, max(most, 1) + 1) if count == 1 or inputs % (count * step) == 0)
+        splits = _splits_for(blocks, inputs // step) if add and inputs % step == 0 else 1
     scratch = out if splits == 1 else out.new_empty(blocks * splits * tile.rows * tile.outputs, dtype=torch.float32)
     line = 128 // x.element_size()
     lines = prefetched_bytes // (weight.shape[0] * 128) if OVERLAP else 0  # of each output
