@@ -1,7 +1,8 @@
 """The model's passes on a GPU: the weights of `Dia2`, laid out for and run by the kernels of `model.kernels`.
 
 Every pass has static shapes and touches no host, so it can be recorded as a CUDA graph. The plain modules keep
-working: their parameters become views of what is laid out here.
+working: their parameters become views of what is laid out here, and the weight of an RMSNorm is part of the products
+behind it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .depformer import Depformer, DepformerLayer
 from .dia2 import Dia2
 from .kernels.attention import PagedAttention, attend_stages
 from .kernels.embedding import embed
-from .kernels.linear import Norm, linear
+from .kernels.linear import linear
 from .kernels.sampling import StageInput, first_stage, sample_heads, sample_stage
 from .layers import GatedMlp, Linear, TextEmbedding, rope_table
 from .step import Columns, SlotMemory, Step
@@ -38,7 +39,7 @@ class FusedModel:
                 raise ConfigError(f"'model.{name}.gqa_head_dim' is {stack.head_dim}; it must be {allowed}")
         self._config, self._filter_k = model.config, filter_k
         self._transformer = _FusedTransformer(model)
-        self._depformer = _FusedDepformer(model.depformer, self._transformer.norm)
+        self._depformer = _FusedDepformer(model.depformer, self._transformer.eps)
 
     def extend(self, columns: Columns, memory: SlotMemory) -> None:
         """Feed N known columns of each row; nothing is sampled."""
@@ -50,7 +51,7 @@ class FusedModel:
         """Feed one column of each row; samples actions and codebook 0, and keeps the hidden state."""
         config, transformer = self._config, self._transformer
         transformer(step, memory, step.hidden)
-        logits = linear(step.hidden, transformer.heads, norm=transformer.norm, dtype=torch.float32)
+        logits = linear(step.hidden, transformer.heads, norm=transformer.eps, dtype=torch.float32)
         sample_heads(logits, step, memory, self._filter_k, config.actions, config.codec_vocab)
 
     def depform(self, step: Step, memory: SlotMemory) -> None:
@@ -60,22 +61,22 @@ class FusedModel:
 
 @dataclass(frozen=True)
 class _Mlp:
-    norm: Norm
+    eps: float  # of the norm in front
     wi: Tensor  # [2 * hidden, width]
     wo: Tensor  # [width, hidden]
     activations: tuple[str, str]
 
     @classmethod
     def of(cls, norm: nn.RMSNorm, mlp: GatedMlp, activations: tuple[str, str]) -> _Mlp:
-        return cls(_norm(norm), mlp.wi.weight, mlp.wo.weight, activations)
+        return cls(_folded(norm, [mlp.wi]), mlp.wi.weight, mlp.wo.weight, activations)
 
     def add_to(self, x: Tensor) -> None:
-        linear(linear(x, self.wi, norm=self.norm, gate=self.activations), self.wo, add_to=x)
+        linear(linear(x, self.wi, norm=self.eps, gate=self.activations), self.wo, add_to=x)
 
 
 @dataclass(frozen=True)
 class _Attention:
-    norm: Norm
+    eps: float  # of the norm in front, and of both others
     qkv: Tensor  # [(query_heads + 2 * kv_heads) * head_dim, width]
     norms: tuple[Tensor, Tensor]  # [head_dim] of queries, of keys
     out: Tensor  # [width, query_heads * head_dim]
@@ -90,15 +91,18 @@ class _FusedTransformer:
         # Passes of many columns may end in columns that nobody reads: they stand behind the context.
         positions = config.max_context_steps + EXTEND_COLUMNS
         self.rope = rope_table(config.decoder.head_dim, config, positions).to(self.audio.device)
-        self.norm = _norm(module.norm)
-        self.heads = _joined([module.action_head, module.cb0_head])
+        heads = [module.action_head, module.cb0_head]
+        inputs = [cast(Linear, part) for part in model.depformer.depformer_in.values()]
+        self.eps = _folded(module.norm, [*heads, *inputs])
+        self.heads = _joined(heads)
         self.layers = [self._laid_out(cast(Layer, layer)) for layer in module.layers]
         self._attention: dict[tuple[int, int], PagedAttention] = {}
 
     def _laid_out(self, layer: Layer) -> tuple[_Attention, _Mlp]:
         own = layer.attn
-        qkv, norms = _joined([own.q_proj, own.k_proj, own.v_proj]), (own.q_norm.weight, own.k_norm.weight)
-        attention = _Attention(_norm(layer.pre_norm), qkv, norms, own.o_proj.weight)
+        parts = [own.q_proj, own.k_proj, own.v_proj]
+        eps, norms = _folded(layer.pre_norm, parts), (own.q_norm.weight, own.k_norm.weight)
+        attention = _Attention(eps, _joined(parts), norms, own.o_proj.weight)
         return attention, _Mlp.of(layer.post_norm, layer.mlp, self.stack.activations)
 
     def __call__(self, rows: Columns | Step, memory: SlotMemory, x: Tensor, *, all_of_it: bool = True) -> None:
@@ -107,8 +111,8 @@ class _FusedTransformer:
         attend = self._attention_for(branches, x.shape[0] // branches)
         embed(rows, memory, self.audio, *self.text, self.zero, x)
         for index, (attention, mlp) in enumerate(self.layers):
-            qkv = linear(x, attention.qkv, norm=attention.norm)
-            attended = attend(qkv, attention.norms, attention.norm.eps, self.rope, rows, memory, index)
+            qkv = linear(x, attention.qkv, norm=attention.eps)
+            attended = attend(qkv, attention.norms, attention.eps, self.rope, rows, memory, index)
             if not all_of_it and index == len(self.layers) - 1:
                 break
             linear(attended, attention.out, add_to=x)
@@ -123,32 +127,35 @@ class _FusedTransformer:
 
 
 class _FusedDepformer:
-    def __init__(self, module: Depformer, last_norm: Norm) -> None:
+    def __init__(self, module: Depformer, input_eps: float) -> None:
+        """input_eps: of the transformer's last norm, whose weight is part of the inputs' products already."""
         config = module.config
         self.stack, self.schedule = config.depformer, config.weights_schedule
         self.groups = sorted(set(self.schedule))
         self.tables = [cast(nn.Embedding, table).weight for table in module.audio_embeds]
         self.text = None if module.text_embed is None else _projected(module.text_embed)
-        self.input_norm = last_norm  # of the transformer, whose hidden state is the input
+        self.input_eps = input_eps
         self.inputs = _joined([cast(Linear, module.depformer_in[str(group)]) for group in self.groups])
         self.layers = [self._laid_out(cast(DepformerLayer, layer)) for layer in module.layers]
-        self.norm, self.rope = _norm(module.norm), module.rope
+        heads = [cast(Linear, head) for head in module.logits]
+        self.eps, self.rope = _folded(module.norm, heads), module.rope
         # Rows of BOS and PAD are cut off: what is never a candidate can never be sampled.
-        self.logits = [cast(Linear, head).weight[: config.codec_vocab] for head in module.logits]
+        self.logits = [head.weight[: config.codec_vocab] for head in heads]
 
     def _laid_out(self, layer: DepformerLayer) -> tuple[dict[int, _Attention], _Mlp]:
         """A layer's attention by weight group, and its MLP."""
-        own, norm = layer.self_attention, _norm(layer.pre_norm)
+        own = layer.self_attention
+        eps = _folded(layer.pre_norm, [cast(Linear, part) for part in own.in_proj.values()])
         norms = (own.q_norm.weight, own.k_norm.weight)
         by_group = {}
         for group in self.groups:
             qkv, out = (cast(Linear, part[str(group)]).weight for part in (own.in_proj, own.out_proj))
-            by_group[group] = _Attention(norm, qkv, norms, out)
+            by_group[group] = _Attention(eps, qkv, norms, out)
         return by_group, _Mlp.of(layer.post_norm, layer.mlp, self.stack.activations)
 
     def __call__(self, step: Step, memory: SlotMemory, filter_k: int) -> None:
         stack, rows, stages = self.stack, step.hidden.shape[0], len(self.schedule)
-        inputs = linear(step.hidden, self.inputs, norm=self.input_norm).view(rows, len(self.groups), stack.width)
+        inputs = linear(step.hidden, self.inputs, norm=self.input_eps).view(rows, len(self.groups), stack.width)
         # A frame's own KV: every row is written before it is read.
         cache = inputs.new_empty((stack.layers, 2, rows, stack.query_heads, stages, stack.head_dim))
         x = inputs.new_empty((rows, stack.width))
@@ -170,16 +177,21 @@ class _FusedDepformer:
     def _logits(self, x: Tensor, stage: int, cache: Tensor) -> Tensor:
         for (by_group, mlp), own in zip(self.layers, cache, strict=True):
             attention = by_group[self.schedule[stage]]
-            qkv = linear(x, attention.qkv, norm=attention.norm)
-            attended = attend_stages(qkv, *attention.norms, attention.norm.eps, self.rope, own, stage)
+            qkv = linear(x, attention.qkv, norm=attention.eps)
+            attended = attend_stages(qkv, *attention.norms, attention.eps, self.rope, own, stage)
             linear(attended, attention.out, add_to=x)
             mlp.add_to(x)
-        return linear(x, self.logits[stage], norm=self.norm, dtype=torch.float32)
+        return linear(x, self.logits[stage], norm=self.eps, dtype=torch.float32)
 
 
-def _norm(module: nn.RMSNorm) -> Norm:
-    assert module.eps is not None
-    return Norm(module.weight, module.eps)
+@torch.no_grad()
+def _folded(norm: nn.RMSNorm, behind: Sequence[Linear]) -> float:
+    """Multiply a norm's weight into all products that follow it, rounded once, and leave ones; returns its epsilon."""
+    assert norm.eps is not None
+    for module in behind:
+        module.weight.copy_(module.weight.float() * norm.weight.float())
+    norm.weight.fill_(1.0)
+    return norm.eps
 
 
 def _joined(modules: Sequence[Linear]) -> Tensor:

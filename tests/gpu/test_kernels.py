@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dia2_engine.model.checkpoint import load_strictly
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 CONTEXT = 320
 FILTER_K = 50
-ROWS = [1, 2, 3, 40]  # the first two run our own products, the others the vendor's
+ROWS = [1, 2, 3, 40]  # the first two run products without matrix units
 
 
 @dataclass
@@ -143,3 +144,48 @@ def test_attention_over_pages_of_any_number(length: int) -> None:
     twins.plain.transform(plain, twins.plain_memory)
     fused.transform(mine, twins.fused_memory)  # type: ignore[attr-defined]
     torch.testing.assert_close(twins.plain.model.transformer.norm(mine.hidden), plain.hidden, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 4, 5, 16, 17, 33, 64, 100, 200])
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 40), (1024, 1024), (3072, 1000)])
+def test_products_equal_their_plain_twins(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
+    """With all that may stand around one; and a row keeps its bits, whatever the rows beside it are."""
+    from dia2_engine.model.kernels.linear import linear
+
+    torch.manual_seed(rows)
+    x = torch.randn(rows, inputs, device="cuda", dtype=dtype)
+    weight = torch.randn(2 * outputs, inputs, device="cuda", dtype=dtype) / inputs**0.5
+    stream = torch.randn(rows, 2 * outputs, device="cuda", dtype=dtype)
+    rtol, atol = (0.0, 1e-4) if dtype == torch.float32 else (2e-2, 2e-2)
+    product = x.double() @ weight.double().t()
+    normed = F.rms_norm(x.double(), (inputs,), eps=1e-5) @ weight.double().t()
+    gate, up = normed.chunk(2, 1)
+
+    out = linear(x, weight, norm=1e-5, dtype=torch.float32)
+    torch.testing.assert_close(out.double(), normed, rtol=0.0, atol=1e-4)
+    gated = linear(x, weight, norm=1e-5, gate=("silu", "linear"))
+    torch.testing.assert_close(gated.double(), F.silu(gate) * up, rtol=rtol, atol=atol)
+    added = linear(x, weight, add_to=stream.clone())
+    torch.testing.assert_close(added.double(), product + stream.double(), rtol=rtol, atol=atol)
+
+    other = torch.randn_like(x)
+    other[rows // 2] = x[rows // 2]
+    assert torch.equal(linear(other, weight, norm=1e-5, dtype=torch.float32)[rows // 2], out[rows // 2])
+    assert torch.equal(linear(other, weight, add_to=stream.clone())[rows // 2], added[rows // 2])
+
+
+@pytest.mark.parametrize("splits", [2, 4])
+def test_products_split_along_their_inputs(splits: int) -> None:
+    """The last block to end adds the shares up, in an order that does not depend on which one it is."""
+    from dia2_engine.model.kernels.linear import Tile, tiled
+
+    torch.manual_seed(splits)
+    x = torch.randn(40, 3072, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(1000, 3072, device="cuda", dtype=torch.bfloat16) / 3072**0.5
+    for tile in (Tile(64, 32, 128, stages=3), Tile(32, 32, 64, slices=4, stages=3)):
+        outs = [torch.zeros(40, 1000, device="cuda", dtype=torch.float32) for _ in range(20)]
+        for out in outs:
+            tiled(x, weight, out, tile, add=True, splits=splits)
+        torch.testing.assert_close(outs[0], x.float() @ weight.float().t(), rtol=0.0, atol=1e-4)
+        assert all(torch.equal(out, outs[0]) for out in outs)

@@ -1,26 +1,28 @@
 """Products of rows with a published weight [out, in], with what stands around them fused in.
 
-With the rows of one or two streams such a product is bound by reading the weight once, and matrix units, which work
-on 16 rows, gain nothing. What counts then is that all of the chip asks for bytes at once, early, and that nothing
-else costs a launch: the RMSNorm in front becomes a factor of each row that is applied behind the product, and the
-gate or the residual sum behind it is its epilogue. With more rows the vendor's library does better.
+Nothing else costs a launch: an RMSNorm in front is a factor of each row that is applied behind the product (its weight
+is part of the product's), and the gate or the residual sum behind it is the epilogue. All weights are read once for
+all rows, so what counts is that all of the chip asks for bytes at once, and early: before the kernel in front ends.
+
+With the rows of one or two streams matrix units, which work on 16 rows, gain nothing; with more they do all the work,
+and operands go from memory to them without passing through registers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .launch import OVERLAP, arrive
 
-_FEW_ROWS = 4  # up to here our own kernel wins (docs/performance.md)
-_OUTPUTS = 4  # of one block
-_WEIGHTS = 2048  # of each output that a block holds at a time, over its rows
+_FEW_ROWS = 4  # up to here the kernel without matrix units wins (docs/performance.md)
+_OUTPUTS = 4  # of one of its blocks
+_WEIGHTS = 2048  # of each output that such a block holds at a time, over its rows
 
 
 @triton.jit
@@ -40,9 +42,16 @@ def _products(x, weight):
     return x.to(tl.float32)[:, None, :] * weight.to(tl.float32)[None, :, :]
 
 
+@triton.jit
+def _squares(x):
+    """x [R, K]: the sum of squares of each row."""
+    x = x.to(tl.float32)
+    return tl.sum(x * x, 1)
+
+
 @triton.jit(do_not_specialize=["rows"])
-def _linear(
-    x_ptr, norm_ptr, weight_ptr, out_ptr, rows, outputs, eps,
+def _few_rows(
+    x_ptr, weight_ptr, out_ptr, rows, outputs, eps,
     INPUTS: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -61,9 +70,7 @@ def _linear(
     x = tl.load(xs, mask=inside, other=0.0)
     squares = tl.zeros((BLOCK_R,), tl.float32)
     if NORM:
-        x = x.to(tl.float32)
-        squares += tl.sum(x * x, 1)
-        x *= tl.load(norm_ptr + k).to(tl.float32)[None, :]
+        squares += _squares(x)
     total = _products(x, weight)
     if GATE != "":
         second = _products(x, up)
@@ -71,9 +78,7 @@ def _linear(
         weight = tl.load(weights + start, mask=real, other=0.0)
         x = tl.load(xs + start, mask=inside, other=0.0)
         if NORM:
-            x = x.to(tl.float32)
-            squares += tl.sum(x * x, 1)
-            x *= tl.load(norm_ptr + start + k).to(tl.float32)[None, :]
+            squares += _squares(x)
         total += _products(x, weight)
         if GATE != "":
             up = tl.load(ups + start, mask=real, other=0.0)
@@ -90,51 +95,198 @@ def _linear(
 
 
 @triton.jit
-def _gate(
-    both_ptr, out_ptr, HIDDEN: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
+def _prefetch(weight_ptr, n, first, INPUTS: tl.constexpr, LENGTH: tl.constexpr, LINE: tl.constexpr):
+    """Ask for `LENGTH` columns of the rows n of a weight, from column `first` on, to come to the L2 cache."""
+    lines = tl.arange(0, 16) * LINE
+    for start in tl.range(0, LENGTH, 16 * LINE):
+        k = first + tl.minimum(start + lines, LENGTH - 1)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l",
+            [weight_ptr + n[:, None].to(tl.int64) * INPUTS + k[None, :]], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def _chunk(pointers, k, left, EVEN: tl.constexpr):
+    """A tile of which the columns k < left exist; EVEN: all of them do."""
+    if EVEN:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=k < left, other=0.0)
+
+
+@triton.jit
+def _times(x, weight, total, SLICES: tl.constexpr):
+    """total + x @ weight.T, for tiles [M, K] and [N, K], or as many of them as there are slices."""
+    if SLICES > 1:
+        return tl.dot(x, tl.permute(weight, (0, 2, 1)), total, input_precision="ieee")
+    else:
+        return tl.dot(x, weight.T, total, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _tile(
+    x_ptr, weight_ptr, out_ptr, partial_ptr, arrived_ptr, rows, outputs, eps,
+    INPUTS: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr, SPLITS: tl.constexpr,
+    STAGES: tl.constexpr, PREFETCH: tl.constexpr, LINE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    """BLOCK_M rows and BLOCK_N outputs, over one of SPLITS shares of the inputs; the last to end adds shares up.
+
+    Warps cannot divide a small tile between them, and one that walks along all inputs alone waits for its own last
+    product at each step. So there are SLICES of BLOCK_K inputs in each step, one for each warp, added up at the end.
+    """
+    row_tiles = tl.cdiv(rows, BLOCK_M)
+    tile, split = tl.program_id(0), tl.program_id(1)
+    r = tile % row_tiles * BLOCK_M + tl.arange(0, BLOCK_M)  # neighbours share their weights
+    n = tile // row_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    real_r, real_n = tl.minimum(r, rows - 1), tl.minimum(n, outputs - 1).to(tl.int64)  # what is not there is not stored
+    share: tl.constexpr = INPUTS // SPLITS
+    first = split * share
+    if tile % row_tiles == 0:
+        _prefetch(weight_ptr, real_n, first, INPUTS, PREFETCH, LINE)
+        if GATE != "":
+            _prefetch(weight_ptr, real_n + outputs, first, INPUTS, PREFETCH, LINE)
+    step: tl.constexpr = SLICES * BLOCK_K
+    even: tl.constexpr = share % step == 0
+    if SLICES > 1:
+        k = (tl.arange(0, SLICES) * BLOCK_K)[:, None, None] + tl.arange(0, BLOCK_K)[None, None, :]
+        xs = x_ptr + real_r[None, :, None] * INPUTS + k
+        weights = weight_ptr + real_n[None, :, None] * INPUTS + k
+        total = tl.zeros((SLICES, BLOCK_M, BLOCK_N), tl.float32)
+        squares = tl.zeros((SLICES, BLOCK_M, BLOCK_M), tl.float32)
+    else:
+        k = tl.arange(0, BLOCK_K)[None, :]
+        xs = x_ptr + real_r[:, None] * INPUTS + k
+        weights = weight_ptr + real_n[:, None] * INPUTS + k
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    second = total
+    outs = out_ptr + r[:, None] * outputs + n[None, :]
+    wanted = (r < rows)[:, None] & (n < outputs)[None, :]
     arrive(OVERLAP)
-    row = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    gate = tl.load(both_ptr + row * 2 * HIDDEN + h, mask=h < HIDDEN).to(tl.float32)
-    up = tl.load(both_ptr + row * 2 * HIDDEN + HIDDEN + h, mask=h < HIDDEN).to(tl.float32)
-    out = _activate(gate, GATE) * _activate(up, UP)
-    tl.store(out_ptr + row * HIDDEN + h, out.to(out_ptr.dtype.element_ty), mask=h < HIDDEN)
+    if ADD:
+        before = tl.load(outs, mask=wanted, other=0.0).to(tl.float32)
+    for start in tl.range(first, first + share, step, num_stages=STAGES):
+        x = _chunk(xs + start, k, INPUTS - start, even)
+        total = _times(x, _chunk(weights + start, k, INPUTS - start, even), total, SLICES)
+        if GATE != "":
+            up = _chunk(weights + outputs * INPUTS + start, k, INPUTS - start, even)
+            second = _times(x, up, second, SLICES)
+        if NORM:
+            if SLICES > 1:  # x x^T, whose diagonal is wanted: x is in the matrix units anyhow
+                squares = _times(x, x, squares, SLICES)
+            else:
+                squares += x.to(tl.float32) * x.to(tl.float32)
+    if SLICES > 1:
+        total, second, squares = tl.sum(total, 0), tl.sum(second, 0), tl.sum(squares, 0)
+        m = tl.arange(0, BLOCK_M)
+        squares = tl.where(m[:, None] == m[None, :], squares, 0.0)
+    if NORM:
+        factor = tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps)[:, None]
+        total *= factor
+        second *= factor
+    if GATE != "":
+        total = _activate(total, GATE) * _activate(second, UP)
+    if SPLITS == 1:
+        if ADD:
+            total += before
+        tl.store(outs, total.to(out_ptr.dtype.element_ty), mask=wanted)
+    else:
+        cells = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        partial = partial_ptr + tile * SPLITS * BLOCK_M * BLOCK_N + cells
+        tl.store(partial + split * BLOCK_M * BLOCK_N, total)
+        tl.debug_barrier()  # all of the block's share is written before it counts as arrived
+        if tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1:
+            total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for other in tl.static_range(SPLITS):
+                total += tl.load(partial + other * BLOCK_M * BLOCK_N, cache_modifier=".cg")
+            if ADD:
+                total += before
+            tl.store(outs, total.to(out_ptr.dtype.element_ty), mask=wanted)
+            tl.store(arrived_ptr + tile, 0)
 
 
 @dataclass(frozen=True)
-class Norm:
-    """An RMSNorm in front of a product."""
+class Tile:
+    """How `_tile` divides a product."""
 
-    weight: Tensor  # [in]
-    eps: float
+    rows: int  # of one block
+    outputs: int  # of one block: rows of the weight
+    inputs: int  # of one slice of one step
+    slices: int = 1  # of a step
+    warps: int = 4
+    stages: int = 4  # of the pipeline through shared memory
+
+    def blocks(self, rows: int, weights: int) -> int:
+        """Without splits."""
+        return -(-rows // self.rows) * -(-weights // self.outputs)
+
+
+_ENOUGH_BLOCKS = 96  # for the 132 multiprocessors of an H100
+# The first one with enough blocks is taken: large tiles read the fewest bytes.
+_TILES = (
+    Tile(128, 128, 64, warps=8, stages=3),
+    Tile(64, 128, 64),
+    Tile(64, 64, 64),
+    Tile(64, 32, 128, stages=3),
+    Tile(32, 32, 64, slices=4, stages=3),
+    Tile(32, 16, 64, slices=4, stages=3),
+    Tile(16, 32, 64, slices=4),
+    Tile(16, 16, 64, slices=4),
+)
+_EXACT_TILE = Tile(16, 32, 32, stages=2)  # float32, for which matrix units would round: it is not there to be fast
+_MOST_SPLITS = 8
+_PREFETCHED_BYTES = 16 << 20  # of a weight, while the kernel before runs: the L2 cache, of 50 MB, serves both
+_MOST_TILES = 4096  # of a product that is split
+
+
+def _tile_for(rows: int, weights: int, dtype: torch.dtype) -> Tile:
+    if dtype == torch.float32:
+        return _EXACT_TILE
+    height = max(16, min(triton.next_power_of_2(rows), 128))
+    fitting = [tile for tile in _TILES if tile.rows <= height]
+    return next((tile for tile in fitting if tile.blocks(rows, weights) >= _ENOUGH_BLOCKS), fitting[-1])
+
+
+def _splits_for(blocks: int, steps: int) -> int:
+    """Only sums are split, since a norm or a gate applies to the whole, and only between whole steps."""
+    wanted = min(_MOST_SPLITS, _ENOUGH_BLOCKS // blocks) if blocks <= _MOST_TILES else 1
+    return next(count for count in range(max(wanted, 1), 0, -1) if steps % count == 0)
+
+
+@cache
+def _arrived(device: torch.device) -> Tensor:
+    """Counters of arrived splits, zero between launches."""
+    return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)
 
 
 def linear(
     x: Tensor,
     weight: Tensor,
     *,
-    norm: Norm | None = None,
+    norm: float | None = None,
     gate: tuple[str, str] | None = None,
     add_to: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`norm(x) @ weight.T` for contiguous x [R, in] and weight [out, in].
+    """`x @ weight.T` for contiguous x [R, in] and weight [out, in].
 
+    norm    the epsilon of an RMSNorm of x in front, whose own weight is multiplied into `weight`
     gate    names of activations (f, g): `weight` is [2 * out, in], and the result f(first half) * g(second half)
     add_to  the residual stream [R, out]: the product is added to it in place, and it is returned
     dtype   of the result, if not that of x
     """
     rows, inputs = x.shape
-    if rows > _FEW_ROWS:
-        return _many_rows(x, weight, norm=norm, gate=gate, add_to=add_to, dtype=dtype)
-    block_r = triton.next_power_of_2(rows)
-    block_k = min(_WEIGHTS // (block_r * (2 if gate else 1)), inputs & -inputs)  # a divisor: no block is ragged
     outputs = weight.shape[0] // 2 if gate else weight.shape[0]
     out = x.new_empty((rows, outputs), dtype=dtype or x.dtype) if add_to is None else add_to
-    _linear[(triton.cdiv(outputs, _OUTPUTS),)](
-        x, norm.weight if norm else x, weight, out, rows, outputs, norm.eps if norm else 0.0,
+    if rows > _FEW_ROWS:
+        tiled(x, weight, out, _tile_for(rows, weight.shape[0], x.dtype), norm=norm, gate=gate, add=add_to is not None)
+        return out
+    block_r = triton.next_power_of_2(rows)
+    block_k = min(_WEIGHTS // (block_r * (2 if gate else 1)), inputs & -inputs)  # a divisor: no block is ragged
+    _few_rows[(triton.cdiv(outputs, _OUTPUTS),)](
+        x, weight, out, rows, outputs, norm or 0.0,
         INPUTS=inputs, NORM=norm is not None, ADD=add_to is not None,
         GATE=gate[0] if gate else "", UP=gate[1] if gate else "",
         BLOCK_R=block_r, BLOCK_N=_OUTPUTS, BLOCK_K=block_k, OVERLAP=OVERLAP, launch_pdl=OVERLAP,
@@ -142,25 +294,30 @@ def linear(
     return out
 
 
-def _many_rows(
+def tiled(
     x: Tensor,
     weight: Tensor,
+    out: Tensor,
+    tile: Tile,
     *,
-    norm: Norm | None,
-    gate: tuple[str, str] | None,
-    add_to: Tensor | None,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    if norm is not None:
-        x = F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
-    if add_to is not None:
-        return torch.addmm(add_to, x, weight.t(), out=add_to)
-    product = F.linear(x, weight)
-    if gate is not None:
-        rows, hidden = x.shape[0], weight.shape[0] // 2
-        product, both = x.new_empty((rows, hidden)), product
-        block = min(1024, triton.next_power_of_2(hidden))
-        _gate[(rows, triton.cdiv(hidden, block))](
-            both, product, HIDDEN=hidden, GATE=gate[0], UP=gate[1], BLOCK=block, OVERLAP=OVERLAP, launch_pdl=OVERLAP
-        )
-    return product if dtype is None else product.to(dtype)
+    norm: float | None = None,
+    gate: tuple[str, str] | None = None,
+    add: bool = False,
+    splits: int | None = None,
+    prefetched_bytes: int = _PREFETCHED_BYTES,
+) -> None:
+    """`linear` into `out` (or, `add`, onto it) by one kind of tile."""
+    (rows, inputs), outputs = x.shape, out.shape[1]
+    blocks, step = tile.blocks(rows, weight.shape[0]), tile.inputs * tile.slices
+    if splits is None:
+        splits = _splits_for(blocks, inputs // step) if add and inputs % step == 0 else 1
+    scratch = out if splits == 1 else out.new_empty(blocks * splits * tile.rows * tile.outputs, dtype=torch.float32)
+    line = 128 // x.element_size()
+    lines = prefetched_bytes // (weight.shape[0] * 128) if OVERLAP else 0  # of each output
+    _tile[(blocks, splits)](
+        x, weight, out, scratch, _arrived(x.device), rows, outputs, norm or 0.0,
+        INPUTS=inputs, NORM=norm is not None, ADD=add, GATE=gate[0] if gate else "", UP=gate[1] if gate else "",
+        BLOCK_M=tile.rows, BLOCK_N=tile.outputs // 2 if gate else tile.outputs, BLOCK_K=tile.inputs,
+        SLICES=tile.slices, SPLITS=splits, STAGES=tile.stages, PREFETCH=min(inputs // splits, lines * line), LINE=line,
+        OVERLAP=OVERLAP, num_warps=tile.warps, launch_pdl=OVERLAP,
+    )  # fmt: skip
