@@ -97,10 +97,16 @@ class ModelRunner:
         self.pages, self._page_columns, self._scratch_page = PagePool(count), page, count
         self._table = torch.full((slots + 1, whole), count, dtype=torch.int32, pin_memory=self.on_gpu)  # on the host
         self.memory = SlotMemory(keys, torch.zeros_like(keys), self._table.clone().to(self.device))
-        self.codec_state = codec.new_state(slots + 1)  # one of scratch, for rows that fill a bucket up
-        self._codes = torch.zeros((slots, config.codebooks, 1), dtype=torch.int64, device=self.device)
-        self._codec_rows = torch.full((slots,), slots, dtype=torch.int64, device=self.device)
-        self._audio = torch.zeros((slots, codec.config.frame_samples), device=self.device)
+        if self.on_gpu:
+            from ..model.mimi.fused import FusedMimi
+
+            self._codec = FusedMimi(codec, exact=weight.dtype == torch.float32)
+            self.codec_state = self._codec.new_state(slots + 1)  # one of scratch, for rows that fill a bucket up
+            self._codes = torch.zeros((slots, config.codebooks), dtype=torch.int32, device=self.device)
+            self._codec_rows = torch.full((slots,), slots, dtype=torch.int64, device=self.device)
+            self._audio = torch.zeros((slots, codec.config.frame_samples), device=self.device)
+        else:
+            self.codec_state = codec.new_state(slots)
         self._extended = self._extend_step(self._extend_columns if self.on_gpu else 1)
         self._buckets: list[int] = sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)})
         self.graphs = Graphs(self.on_gpu and cuda_graphs)
@@ -154,19 +160,24 @@ class ModelRunner:
     @torch.inference_mode()
     def decode(self, slots: list[int], codes: Ids) -> NDArray[np.float32]:
         """Audio [B, T * frame_samples] of the next T frames `codes` [B, C, T] of some slots, continuing each one's."""
-        batch = len(slots)
-        if not self.on_gpu or codes.shape[2] > 1:
-            rows = torch.tensor(slots, device=self.device)
-            audio = self.codec.decode(torch.from_numpy(codes).to(self.device), self.codec_state, rows)
+        if self.on_gpu:
+            audio = self._decode_frames(slots, torch.from_numpy(codes.transpose(2, 0, 1).astype(np.int32)))
         else:
-            bucket = self._bucket(batch)
-            rows = torch.tensor(slots + [self.slots] * (bucket - batch))
-            self._codec_rows[:bucket].copy_(rows)
-            self._codes[:batch].copy_(torch.from_numpy(codes))
+            audio = self.codec.decode(torch.from_numpy(codes), self.codec_state, torch.tensor(slots))
+        pcm: NDArray[np.float32] = audio.cpu().numpy()
+        return pcm
+
+    def _decode_frames(self, slots: list[int], frames: Tensor) -> Tensor:
+        """Audio [B, T * frame_samples] of `frames` [T, B, C], on a GPU, where one recorded pass decodes one frame."""
+        batch, bucket = len(slots), self._bucket(len(slots))
+        self._codec_rows[:bucket].copy_(torch.tensor(slots + [self.slots] * (bucket - batch)))
+        parts = []
+        for frame in frames:
+            self._codes[:batch].copy_(frame)
             self.graphs.run(("decode", bucket), lambda: self._decode(bucket))
             audio = self._audio[:batch]
-        pcm: NDArray[np.float32] = audio.float().cpu().numpy()
-        return pcm
+            parts.append(audio if len(frames) == 1 else audio.clone())
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     # ---- a slot's state
 
@@ -234,7 +245,8 @@ class ModelRunner:
         return Step(**{**step.__dict__, "columns": ids, "slots": slots, "positions": positions, "where": where})
 
     def _decode(self, bucket: int) -> None:
-        self._audio[:bucket] = self.codec.decode(self._codes[:bucket], self.codec_state, self._codec_rows[:bucket])
+        rows, audio = self._codec_rows[:bucket], self._audio[:bucket]
+        self._codec.decode(self._codes[:bucket], self.codec_state, rows, audio)
 
     @torch.inference_mode()
     def _warm_up(self) -> None:

@@ -10,7 +10,7 @@ All is float32 but the ring of keys and values, whose type is the caller's. `pre
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -25,6 +25,7 @@ _FEW_TERMS = 8192  # of a block that does without them, held at a time
 _SMALL_PRODUCT = 1 << 25  # multiplications; below, blocks of 16 x 16 may read the operands many times over
 _LEAST_OF_K = 256  # for one split
 _MOST_SPLITS = 8
+_STAGED_BYTES = 96 << 10  # of operands that a block asks for ahead: two blocks fit on a multiprocessor
 _UNIT_CHANNELS = 128  # at most, for a residual unit in one kernel: its block holds all channels
 
 
@@ -58,9 +59,18 @@ def choose_tile(rows: int, outputs: int, channels: int, taps: int, precision: st
     blocks, splits = triton.cdiv(rows, m) * triton.cdiv(outputs, n), 1
     while 2 * blocks * splits <= _ENOUGH_BLOCKS and 2 * splits <= min(_MOST_SPLITS, inputs // _LEAST_OF_K):
         splits *= 2
-    k = 128 if m * n <= 512 else 64 if m * n <= 2048 else 32
-    tile = Tile(m, n, _divisor(channels, k), splits, warps=8 if m * n > 8192 else 4, stages=3 if m * n > 8192 else 4)
-    return tile if precision != "ieee" else replace(tile, m=min(m, 64), n=min(n, 64), k=min(tile.k, 32), stages=2)
+    if precision == "ieee":  # without matrix units, operands of a block are held in registers
+        return Tile(min(m, 64), min(n, 64), _divisor(channels, 32), splits, stages=2)
+    k = _divisor(channels, 128 if m + n <= 48 else 64 if m + n <= 128 else 32)
+    stages = max(2, min(4, _STAGED_BYTES // ((m + n) * k * 4)))
+    return Tile(m, n, k, splits, warps=8 if m * n > 8192 else 4, stages=stages)
+
+
+def rounded(weight: Tensor, precision: str) -> Tensor:
+    """A product's weights as its kernel has to find them."""
+    if precision != "tf32":
+        return weight
+    return ((weight.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
 def _divisor(channels: int, most: int) -> int:
@@ -78,11 +88,20 @@ def _elu(x):
 
 
 @triton.jit
-def _finished(x, POST: tl.constexpr):
+def _rounded(x, PRECISION: tl.constexpr):
+    """To the nearest number that matrix units can read: they cut the rest off, and every product would be too small."""
+    if PRECISION == "tf32":
+        x = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return x
+
+
+@triton.jit
+def _finished(x, POST: tl.constexpr, PRECISION: tl.constexpr):
+    """What an activation makes of x, rounded, as the next product reads it."""
     if POST == "elu":
-        x = _elu(x)
+        x = _rounded(_elu(x), PRECISION)
     elif POST == "gelu":
-        x = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+        x = _rounded(0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476)), PRECISION)
     elif POST == "clamp":
         x = tl.minimum(tl.maximum(x, -1.0), 1.0)
     return x
@@ -163,6 +182,8 @@ def _products(
             gain = tl.load(norm_ptr + c, mask=c < C, other=0.0)
             x = (x - mean[:, None]) * scale[:, None] * gain[None, :]
             x += tl.load(norm_bias_ptr + c, mask=c < C, other=0.0)[None, :]
+        if PRE != "":
+            x = _rounded(x, PRECISION)
         if DOT:
             total = tl.dot(x, weight.T, total, input_precision=PRECISION)
         else:
@@ -173,7 +194,7 @@ def _products(
 @triton.jit
 def _finish(
     total, m, n, real, bias_ptr, skip_ptr, out_ptr, outputs,
-    BIAS: tl.constexpr, ADD: tl.constexpr, POST: tl.constexpr,
+    BIAS: tl.constexpr, ADD: tl.constexpr, POST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The epilogue of a product."""
     if BIAS:
@@ -181,7 +202,7 @@ def _finish(
     at = m[:, None] * outputs + n[None, :]
     if ADD:
         total += tl.load(skip_ptr + at, mask=real, other=0.0)
-    tl.store(out_ptr + at, _finished(total, POST), mask=real)
+    tl.store(out_ptr + at, _finished(total, POST, PRECISION), mask=real)
 
 
 # ---- products
@@ -224,7 +245,7 @@ def _product(
     )  # fmt: skip
     real = real_m[:, None] & real_n[None, :]
     if SPLITS == 1:
-        _finish(total, m, n, real, bias_ptr, skip_ptr, out_ptr, outputs, BIAS, ADD, POST)
+        _finish(total, m, n, real, bias_ptr, skip_ptr, out_ptr, outputs, BIAS, ADD, POST, PRECISION)
     else:
         block: tl.constexpr = BLOCK_M * BLOCK_N
         cell = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -235,7 +256,7 @@ def _product(
             total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for other in tl.static_range(SPLITS):  # always in this order, whichever came last
                 total += tl.load(partial + other * block, cache_modifier=".cg")
-            _finish(total, m, n, real, bias_ptr, skip_ptr, out_ptr, outputs, BIAS, ADD, POST)
+            _finish(total, m, n, real, bias_ptr, skip_ptr, out_ptr, outputs, BIAS, ADD, POST, PRECISION)
             tl.store(arrived_ptr + tile, 0)
 
 
@@ -260,13 +281,11 @@ def _unit(
         0, TAPS * ((C + BLOCK_K - 1) // BLOCK_K), nothing, nothing, x_ptr, x_ptr,
         C, TAPS, DILATION, "elu", PRECISION, True, BLOCK_M, BLOCK_I, BLOCK_K, STAGES,
     )  # fmt: skip
-    inner = _elu(inner + tl.load(reduce_bias_ptr + i, mask=real_i, other=0.0)[None, :])
-    weight = tl.load(
-        expand_ptr + c[:, None] * INNER + i[None, :], mask=real_c[:, None] & real_i[None, :], other=0.0
-    )
+    inner = _finished(inner + tl.load(reduce_bias_ptr + i, mask=real_i, other=0.0)[None, :], "elu", PRECISION)
+    weight = tl.load(expand_ptr + c[:, None] * INNER + i[None, :], mask=real_c[:, None] & real_i[None, :], other=0.0)
     total = tl.dot(inner, weight.T, input_precision=PRECISION)
     real = real_m[:, None] & real_c[None, :]
-    _finish(total, m, c, real, expand_bias_ptr, x_ptr, out_ptr, C, True, True, POST)
+    _finish(total, m, c, real, expand_bias_ptr, x_ptr, out_ptr, C, True, True, POST, PRECISION)
 
 
 @dataclass(frozen=True)
@@ -313,15 +332,15 @@ class Products:
         out: Tensor | None = None,
         *,
         norm: LayerNorm | None = None,
-        elu: bool = False,
+        first: str = "",
         add: Tensor | None = None,
         then: str = "",
     ) -> Tensor:
         """The layer's outputs [B * T, out] for x [B * T, C].
 
-        norm  or `elu`: what its inputs go through first
-        add   [B * T, out]: added; may be `out` itself
-        then  "elu", "gelu" or "clamp": what the sum goes through
+        norm   or `first`, "elu" or "round": what its inputs go through, unless they are an activation's outputs already
+        add    [B * T, out]: added; may be `out` itself
+        then   "elu", "gelu" or "clamp": what the sum goes through
         """
         count, outputs = x.shape[0], layer.weight.shape[0]
         tile = choose_tile(count, outputs, layer.channels, layer.taps, self.precision)
@@ -335,7 +354,7 @@ class Products:
             norm.weight if norm else x, norm.bias if norm else x, x if add is None else add, out,
             partial, self.arrived, count, layer.positions, outputs,
             self.history.shape[1], layer.history_at, norm.eps if norm else 0.0,
-            C=layer.channels, TAPS=layer.taps, DILATION=layer.dilation, PRE="norm" if norm else "elu" if elu else "",
+            C=layer.channels, TAPS=layer.taps, DILATION=layer.dilation, PRE="norm" if norm else first,
             BIAS=layer.bias is not None, ADD=add is not None, POST=then, PRECISION=self.precision, DOT=tile.dot,
             SPLITS=tile.splits, BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, STAGES=tile.stages, LINES=lines,
             OVERLAP=OVERLAP, num_warps=tile.warps, launch_pdl=OVERLAP,
@@ -348,10 +367,10 @@ class Products:
         assert expand.bias is not None
         count, channels, inner = x.shape[0], reduce.channels, reduce.weight.shape[0]
         if channels > _UNIT_CHANNELS:
-            self(self(x, reduce, elu=True, then="elu"), expand, out, add=x, then=then)
+            self(self(x, reduce, first="elu", then="elu"), expand, out, add=x, then=then)
             return
         block_c, block_i = (max(16, triton.next_power_of_2(size)) for size in (channels, inner))
-        block_m = 16
+        block_m = 16  # more, where there are rows for it
         while block_m < (64 if self.precision == "ieee" else 128) and count // (2 * block_m) >= _ENOUGH_BLOCKS:
             block_m *= 2
         block_k = _divisor(channels, 32 if self.precision == "ieee" else 64)
@@ -360,7 +379,8 @@ class Products:
             count, reduce.positions, self.history.shape[1], reduce.history_at,
             C=channels, INNER=inner, TAPS=reduce.taps, DILATION=reduce.dilation, POST=then, PRECISION=self.precision,
             BLOCK_M=block_m, BLOCK_I=block_i, BLOCK_C=block_c, BLOCK_K=block_k,
-            STAGES=2 if self.precision == "ieee" else 3, OVERLAP=OVERLAP, num_warps=4, launch_pdl=OVERLAP,
+            STAGES=2 if self.precision == "ieee" else 3, OVERLAP=OVERLAP, num_warps=8 if block_m == 128 else 4,
+            launch_pdl=OVERLAP,
         )  # fmt: skip
 
 
@@ -412,8 +432,9 @@ def enter(
     latent: Tensor,
     x: Tensor,
 ) -> Tensor:
-    """Fill latent [B, C] and x [B * T, C] from codes [B, K]; returns cos and sin of the positions' angles [B * T, 2, D / 2].
+    """Fill latent [B, C] and x [B * T, C] from codes [B, K].
 
+    Returns cos and sin of the positions' angles, [B * T, 2, D / 2], from which all layers rotate.
     entries [K * codebook_size, C]; upsample: two [T, C], of a latent and of the one before it, which is in the slot's
     history at `history_at`; frequencies float64 [D / 2]; positions int64 [slots].
     """
@@ -510,7 +531,7 @@ def _attend(
     qkv_ptr, rope_ptr, keys_ptr, values_ptr, rows_ptr, positions_ptr, out_ptr,
     POSITIONS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     WINDOW: tl.constexpr, RING: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The queries of one row and key head: over the frame's own positions, then over the ring."""
     arrive(OVERLAP)
@@ -555,26 +576,26 @@ def _attend(
         best = new_best
 
     newest = ((position + RING - 1) % RING).to(tl.int32)  # the cell of the position before this frame
-    query = query.to(kind)
+    query_kind = query.to(kind)
     for start in tl.range(0, RING, BLOCK_T, num_stages=STAGES):
         age = newest - (start + t)
         age = tl.where(age < 0, age + RING, age) + 1  # how far before this frame's first position
         held = (start + t < RING) & (age <= position) & (age < WINDOW)
         cells = ring + (start + t)[:, None] * D + d[None, :]
         wanted = held[:, None] & (d < D)[None, :]
-        key = tl.load(keys_ptr + cells, mask=wanted, other=0.0)
-        value = tl.load(values_ptr + cells, mask=wanted, other=0.0)
-        scores = tl.dot(query, key.T, input_precision="ieee")
-        seen = held[None, :] & (age[None, :] + step[:, None] < WINDOW)
-        scores = tl.where(seen, scores, -1e30)
+        keys = tl.load(keys_ptr + cells, mask=wanted, other=0.0)
+        values = tl.load(values_ptr + cells, mask=wanted, other=0.0)
+        scores = tl.dot(query_kind, keys.T, input_precision="ieee")
+        visible = held[None, :] & (age[None, :] + step[:, None] < WINDOW)
+        scores = tl.where(visible, scores, -1e30)
         new_best = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.where(seen, tl.exp(scores - new_best[:, None]), 0.0)
+        weights = tl.where(visible, tl.exp(scores - new_best[:, None]), 0.0)
         decay = tl.exp(best - new_best)
         total = total * decay + tl.sum(weights, 1)
-        out = out * decay[:, None] + tl.dot(weights.to(kind), value, input_precision="ieee")
+        out = out * decay[:, None] + tl.dot(weights.to(kind), values, input_precision="ieee")
         best = new_best
     at = out_ptr + (row * POSITIONS + step)[:, None] * (KV_HEADS * GROUP * D) + head[:, None] * D + d[None, :]
-    tl.store(at, out / total[:, None], mask=inside)
+    tl.store(at, _rounded(out / total[:, None], PRECISION), mask=inside)
 
 
 def attend(
@@ -582,6 +603,7 @@ def attend(
 ) -> Tensor:
     """From qkv [B * T, (heads + 2 * kv_heads) * D], queries scaled, to [B * T, heads * D]; keys and values are kept.
 
+    What comes out is rounded for a product as the ring is: with a ring of float32 not at all.
     rope [B * T, 2, D / 2]; keys, values [slots, kv_heads, ring, D], of which a ring holds at least window - 1 + T;
     rows [B]; positions int64 [slots].
     """
@@ -594,6 +616,7 @@ def attend(
         qkv, rope, keys, values, rows, positions, out,
         POSITIONS=steps, KV_HEADS=kv_heads, GROUP=group, D=dim, WINDOW=window, RING=ring,
         BLOCK_Q=max(16, triton.next_power_of_2(steps * group)), BLOCK_D=max(16, triton.next_power_of_2(dim)),
-        BLOCK_T=32 if exact else 64, STAGES=2 if exact else 4, OVERLAP=OVERLAP, launch_pdl=OVERLAP,
+        BLOCK_T=32 if exact else 64, STAGES=2 if exact else 4, PRECISION="ieee" if exact else "tf32",
+        OVERLAP=OVERLAP, launch_pdl=OVERLAP,
     )  # fmt: skip
     return out

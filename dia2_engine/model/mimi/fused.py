@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..kernels.codec import Inputs, LayerNorm, Product, Products, attend, enter
+from ..kernels.codec import Inputs, LayerNorm, Product, Products, attend, enter, rounded
 from .decoder import MimiDecoder, MimiState
 from .layers import CausalConv, ResidualUnit
 from .transformer import Layer
@@ -36,7 +36,8 @@ class FusedMimi:
     """Decodes with the weights of a `MimiDecoder`.
 
     exact: products in float32 and a ring of keys and values in float32, to equal the plain decoder up to rounding;
-    else products on matrix units (TF32), and a ring in float16, which has as many digits.
+    else products on matrix units (TF32), and a ring in float16, which has as many digits; the decoder's weights are
+    rounded to TF32 then.
     """
 
     def __init__(self, decoder: MimiDecoder, *, exact: bool) -> None:
@@ -107,32 +108,32 @@ class FusedMimi:
         A residual unit needs its input before the ELU too, so it applies that itself; for the others it is applied
         once, where their input is written.
         """
+        first = "round"  # the transformer's output is no activation's
         layers = [self._first, *self._stages]
         for layer, following, out in zip(layers, [*self._stages, self._last], outs, strict=True):
             then = "" if isinstance(following, tuple) else "elu"
             if isinstance(layer, tuple):
                 run.residual_unit(x, *layer, out, then=then)
             else:
-                run(x, layer, out.view(x.shape[0], -1), then=then)
-            x = out
+                run(x, layer, out.view(x.shape[0], -1), first=first, then=then)
+            x, first = out, ""
         run(x, self._last, audio.view(-1, 1), then="clamp")
 
     def _conv(self, conv: CausalConv, positions: int) -> Product:
         """A convolution of `positions` inputs a frame; its past inputs come next in the history."""
         at, self._history_size = self._history_size, self._history_size + conv.state_size
-        return Product(_transposed(conv, "weight"), conv.bias, positions, conv.kernel, conv.dilation, at)
+        return Product(self._laid_out(conv, "weight"), conv.bias, positions, conv.kernel, conv.dilation, at)
 
     def _block(self, layer: Layer, positions: int) -> _Block:
         qkv, output, up, down = (
-            Product(_transposed(layer, name), None, positions) for name in ("qkv", "output", "up", "down")
+            Product(self._laid_out(layer, name), None, positions) for name in ("qkv", "output", "up", "down")
         )
         norm1 = LayerNorm(layer.norm1, layer.norm1_bias, layer.eps)
         norm2 = LayerNorm(layer.norm2, layer.norm2_bias, layer.eps)
         return _Block(norm1, qkv, output, norm2, up, down)
 
-
-def _transposed(module: nn.Module, name: str) -> Tensor:
-    """A module's matrix [in, out] as a contiguous [out, in]; the module's own becomes a view of it."""
-    matrix = cast(Tensor, getattr(module, name)).t().contiguous()
-    setattr(module, name, nn.Buffer(matrix.t()))
-    return matrix
+    def _laid_out(self, module: nn.Module, name: str) -> Tensor:
+        """A module's matrix [in, out] as a contiguous [out, in]; the module's own becomes a view of it."""
+        matrix = rounded(cast(Tensor, getattr(module, name)).t().contiguous(), self._precision)
+        setattr(module, name, nn.Buffer(matrix.t()))
+        return matrix
