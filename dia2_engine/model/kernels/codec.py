@@ -66,6 +66,15 @@ def choose_tile(rows: int, outputs: int, channels: int, taps: int, precision: st
     return Tile(m, n, k, splits, warps=8 if m * n > 8192 else 4, stages=stages)
 
 
+def choose_unit(rows: int, channels: int, precision: str) -> Tile:
+    """For a residual unit in one kernel: its blocks hold all channels."""
+    exact, m = precision == "ieee", 16
+    while m < (32 if exact else 64) and rows // (2 * m) >= _ENOUGH_BLOCKS:
+        m *= 2
+    n = max(16, triton.next_power_of_2(channels))
+    return Tile(m, n, _divisor(channels, 32), stages=2 if exact else 3)
+
+
 def rounded(weight: Tensor, precision: str) -> Tensor:
     """A product's weights as its kernel has to find them."""
     if precision != "tf32":
@@ -369,18 +378,13 @@ class Products:
         if channels > _UNIT_CHANNELS:
             self(self(x, reduce, first="elu", then="elu"), expand, out, add=x, then=then)
             return
-        block_c, block_i = (max(16, triton.next_power_of_2(size)) for size in (channels, inner))
-        block_m = 16  # more, where there are rows for it
-        while block_m < (64 if self.precision == "ieee" else 128) and count // (2 * block_m) >= _ENOUGH_BLOCKS:
-            block_m *= 2
-        block_k = _divisor(channels, 32 if self.precision == "ieee" else 64)
-        _unit[(triton.cdiv(count, block_m),)](
+        tile = choose_unit(count, channels, self.precision)
+        _unit[(triton.cdiv(count, tile.m),)](
             x, self.history, self.rows, reduce.weight, reduce.bias, expand.weight, expand.bias, out,
             count, reduce.positions, self.history.shape[1], reduce.history_at,
             C=channels, INNER=inner, TAPS=reduce.taps, DILATION=reduce.dilation, POST=then, PRECISION=self.precision,
-            BLOCK_M=block_m, BLOCK_I=block_i, BLOCK_C=block_c, BLOCK_K=block_k,
-            STAGES=2 if self.precision == "ieee" else 3, OVERLAP=OVERLAP, num_warps=8 if block_m == 128 else 4,
-            launch_pdl=OVERLAP,
+            BLOCK_M=tile.m, BLOCK_I=max(16, triton.next_power_of_2(inner)), BLOCK_C=tile.n, BLOCK_K=tile.k,
+            STAGES=tile.stages, OVERLAP=OVERLAP, num_warps=tile.warps, launch_pdl=OVERLAP,
         )  # fmt: skip
 
 
