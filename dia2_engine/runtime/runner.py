@@ -103,10 +103,16 @@ class ModelRunner:
         self.memory = SlotMemory(keys, torch.zeros_like(keys), self._table.clone().to(self.device), audio)
         self._first_audio = Staged({"ids": (config.codebooks,)}, self.device)
         self._known = ColumnBuffers(self._extend_columns if self.on_gpu else 1, config, self.device)
-        self.codec_state = codec.new_state(slots + 1)
-        self._frames = Staged({"slots": (slots,), "codes": (slots, config.codebooks)}, self.device)
-        self._audio = torch.zeros((slots, codec.config.frame_samples), device=self.device)
-        self._pcm = torch.zeros_like(self._audio, device="cpu", pin_memory=self.on_gpu)
+        if self.on_gpu:
+            from ..model.mimi.fused import FusedMimi
+
+            self._codec = FusedMimi(codec, exact=weight.dtype == torch.float32)
+            self.codec_state = self._codec.new_state(slots + 1)
+            self._frames = Staged({"slots": (slots,), "codes": (slots, config.codebooks)}, self.device)
+            self._audio = torch.zeros((slots, codec.config.frame_samples), device=self.device)
+            self._pcm = torch.zeros_like(self._audio, device="cpu", pin_memory=True)
+        else:
+            self.codec_state = codec.new_state(slots)
         self._buckets: list[int] = sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)})
         self.graphs = Graphs(self.on_gpu and cuda_graphs)
         self.codec_graphs = Graphs(self.on_gpu and cuda_graphs, self._codec_queue)
@@ -255,8 +261,8 @@ class ModelRunner:
         return self._buckets[bisect_left(self._buckets, rows)]
 
     def _decode(self, bucket: int) -> None:
-        codes, rows = (self._frames.tensors[name][:bucket].long() for name in ("codes", "slots"))
-        self._audio[:bucket] = self.codec.decode(codes[:, :, None], self.codec_state, rows)
+        codes, rows = (self._frames.tensors[name][:bucket] for name in ("codes", "slots"))
+        self._codec.decode(codes, self.codec_state, rows, self._audio[:bucket])
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
