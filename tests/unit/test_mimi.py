@@ -75,9 +75,11 @@ def quieten(folder: Path, model: MimiModel) -> None:
     peak = whole(model, codes).abs().max()
     tensors = load_file(folder / "model.safetensors")
     last = max((k for k in tensors if k.startswith("decoder.layers.")), key=lambda k: int(k.split(".")[2]))
+    # The module's names differ between versions of transformers, those on disk do not.
+    parameters = {name.replace(".decoder_seanet.", "."): value for name, value in model.named_parameters()}
     for name in (f"{last.rsplit('.', 1)[0]}.weight", f"{last.rsplit('.', 1)[0]}.bias"):
         tensors[name] *= 0.25 / peak
-        model.get_parameter(name.replace("decoder.", "decoder.decoder_seanet.", 1)).data.copy_(tensors[name])
+        parameters[name].data.copy_(tensors[name])
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
