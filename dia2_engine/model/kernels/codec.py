@@ -61,7 +61,7 @@ def choose_tile(rows: int, outputs: int, channels: int, taps: int, precision: st
         splits *= 2
     if precision == "ieee":  # without matrix units, operands of a block are held in registers
         return Tile(min(m, 64), min(n, 64), _divisor(channels, 32), splits, stages=2)
-    k = _divisor(channels, 128 if m + n <= 48 else 64 if m + n <= 128 else 32)
+    k = _divisor(channels, 128 if m + n <= 32 else 64 if m + n <= 128 else 32)
     stages = max(2, min(4, _STAGED_BYTES // ((m + n) * k * 4)))
     return Tile(m, n, k, splits, warps=8 if m * n > 8192 else 4, stages=stages)
 
@@ -117,9 +117,9 @@ def _finished(x, POST: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(weights, INPUTS: tl.constexpr, LINES: tl.constexpr):
-    """Fetch rows of weights, given by their addresses, into the L2 cache: LINES of 128 bytes of each."""
-    at = tl.minimum(tl.arange(0, LINES) * 32, INPUTS - 1)
+def _prefetch(weights, first, INPUTS: tl.constexpr, LINES: tl.constexpr):
+    """Fetch rows of weights, given by their addresses, into the L2 cache: LINES of 128 bytes of each, from `first`."""
+    at = tl.minimum(first + tl.arange(0, LINES) * 32, INPUTS - 1)
     lines = (weights[:, None] + at[None, :]).to(tl.int64)
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1
@@ -238,8 +238,7 @@ def _product(
     first = split * share
     weights = weight_ptr + n * inputs
     if OVERLAP and LINES > 0:  # while the kernel before still runs
-        begin = weight_ptr + tl.minimum(n, outputs - 1) * inputs
-        _prefetch(begin + (first * BLOCK_K if SPLITS > 1 else 0), inputs, LINES)
+        _prefetch(weight_ptr + tl.minimum(n, outputs - 1) * inputs, first * BLOCK_K, inputs, LINES)
     arrive(OVERLAP)
     position = m % positions
     past = _history(history_ptr, rows_ptr, tl.where(real_m, m // positions, 0), history_size, history_at, TAPS)
