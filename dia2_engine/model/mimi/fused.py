@@ -17,7 +17,7 @@ from .decoder import MimiDecoder, MimiState
 from .layers import CausalConv, ResidualUnit
 from .transformer import Layer
 
-_MOST_SPLIT_TILES = 128  # products are split only if they have fewer
+MOST_SPLIT_TILES = 128  # products are split only if they have fewer
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FusedMimi:
         self.decoder, self.config = decoder, decoder.config
         config, device = decoder.config, decoder.entries.device
         self._precision, self._ring_dtype = ("ieee", torch.float32) if exact else ("tf32", torch.float16)
-        self._arrived = torch.zeros(_MOST_SPLIT_TILES, dtype=torch.int32, device=device)
+        self._arrived = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
         steps = config.latent_stride
         self._blocks = [self._block(cast(Layer, layer), steps) for layer in decoder.transformer.layers]
         # In the order of `History`: the up-sampling's latents first, then each convolution with past inputs.
