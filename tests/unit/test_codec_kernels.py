@@ -1,12 +1,14 @@
-"""How the codec's products are cut into blocks, which needs no GPU to decide."""
+"""What is laid out for the codec's kernels, and how their products are cut into blocks: none of it needs a GPU."""
 
 from __future__ import annotations
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
-from dia2_engine.model.kernels.codec import choose_tile, choose_unit
+from dia2_engine.model.kernels.codec import choose_tile, choose_unit, normed, rounded
 from dia2_engine.model.mimi.fused import MOST_SPLIT_TILES
 
 # outputs, channels, taps: the published layers, and odd ones
@@ -44,3 +46,18 @@ def test_a_unit_holds_all_channels(channels: int) -> None:
     for rows in (1, 480, 1920, 491520):
         tile = choose_unit(rows, channels, "tf32")
         assert channels <= tile.n <= 128
+
+
+def test_a_norm_becomes_weights_and_a_factor_of_each_row() -> None:
+    x, matrix, gain, bias = torch.randn(5, 24) + 0.5, torch.randn(24, 7), torch.rand(24), torch.randn(24)
+    weight, offset = normed(matrix, gain, bias)
+    factor = torch.rsqrt(x.var(dim=1, correction=0, keepdim=True) + 1e-5)
+    expected = F.layer_norm(x, (24,), gain, bias, 1e-5) @ matrix
+    torch.testing.assert_close(x @ weight.t() * factor + offset, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_are_rounded_to_the_nearest_of_matrix_units() -> None:
+    step = 2.0**-10  # between the TF32 numbers from 1 to 2
+    weight = torch.tensor([1.0, -1.0 - 0.4 * step, 1.0 + 0.6 * step, 0.0])
+    assert rounded(weight, "tf32").tolist() == [1.0, -1.0, 1.0 + step, 0.0]
+    assert rounded(weight, "ieee") is weight
