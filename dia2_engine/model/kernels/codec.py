@@ -69,7 +69,7 @@ def choose_tile(rows: int, outputs: int, channels: int, taps: int, precision: st
 def choose_unit(rows: int, channels: int, precision: str) -> Tile:
     """For a residual unit in one kernel: its blocks hold all channels."""
     exact, m = precision == "ieee", 16
-    while m < (32 if exact else 64) and rows // (2 * m) >= _ENOUGH_BLOCKS:
+    while not exact and m < 64 and rows // (2 * m) >= _ENOUGH_BLOCKS:
         m *= 2
     n = max(16, triton.next_power_of_2(channels))
     return Tile(m, n, _divisor(channels, 32), stages=2 if exact else 3)
