@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import runpy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +50,11 @@ def _plain_in_float32() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random codec of the published shape."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-    import make_demo_checkpoint as made
-
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "make_demo_checkpoint.py"))
     folder = tmp_path_factory.mktemp("published")
-    _, config, _ = made.shape_configs("2b")
-    made.write_json(folder / "config.json", config)
-    made.write_safetensors(folder / "model.safetensors", made.mimi_tensors(config), seed=made.SEED)
+    _, config, _ = script["shape_configs"]("2b")
+    script["write_json"](folder / "config.json", config)
+    script["write_safetensors"](folder / "model.safetensors", script["mimi_tensors"](config), seed=2)
     return folder
 
 

@@ -10,7 +10,7 @@ All is float32 but the ring of keys and values, whose type is the caller's. `pre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -61,7 +61,7 @@ def choose_tile(rows: int, outputs: int, channels: int, taps: int, precision: st
         splits *= 2
     if precision == "ieee":  # without matrix units, operands of a block are held in registers
         return Tile(min(m, 64), min(n, 64), _divisor(channels, 32), splits, stages=2)
-    k = _divisor(channels, 128 if m + n <= 48 else 64 if m + n <= 128 else 32)
+    k = _divisor(channels, 128 if m + n <= 32 else 64 if m + n <= 128 else 32)
     stages = max(2, min(4, _STAGED_BYTES // ((m + n) * k * 4)))
     return Tile(m, n, k, splits, warps=8 if m * n > 8192 else 4, stages=stages)
 
@@ -69,7 +69,7 @@ def choose_tile(rows: int, outputs: int, channels: int, taps: int, precision: st
 def choose_unit(rows: int, channels: int, precision: str) -> Tile:
     """For a residual unit in one kernel: its blocks hold all channels."""
     exact, m = precision == "ieee", 16
-    while m < (32 if exact else 64) and rows // (2 * m) >= _ENOUGH_BLOCKS:
+    while not exact and m < 64 and rows // (2 * m) >= _ENOUGH_BLOCKS:
         m *= 2
     n = max(16, triton.next_power_of_2(channels))
     return Tile(m, n, _divisor(channels, 32), stages=2 if exact else 3)
@@ -80,6 +80,17 @@ def rounded(weight: Tensor, precision: str) -> Tensor:
     if precision != "tf32":
         return weight
     return ((weight.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
+def normed(matrix: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights [out, in] and bias of a product [in, out] behind a LayerNorm, with that one's gain and bias in them.
+
+    Taking the mean off the inputs is taking each output's mean weight off its weights. What is left of the norm is a
+    factor of each row, for which the product itself sees enough of the row.
+    """
+    scaled = matrix.double() * gain.double()[:, None]
+    weight = (scaled - scaled.mean(dim=0)).t().float().contiguous()
+    return weight, (bias.double() @ matrix.double()).float()
 
 
 def _divisor(channels: int, most: int) -> int:
@@ -117,9 +128,9 @@ def _finished(x, POST: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(weights, INPUTS: tl.constexpr, LINES: tl.constexpr):
-    """Fetch rows of weights, given by their addresses, into the L2 cache: LINES of 128 bytes of each."""
-    at = tl.minimum(tl.arange(0, LINES) * 32, INPUTS - 1)
+def _prefetch(weights, first, INPUTS: tl.constexpr, LINES: tl.constexpr):
+    """Fetch rows of weights, given by their addresses, into the L2 cache: LINES of 128 bytes of each, from `first`."""
+    at = tl.minimum(first + tl.arange(0, LINES) * 32, INPUTS - 1)
     lines = (weights[:, None] + at[None, :]).to(tl.int64)
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1
@@ -146,36 +157,22 @@ def _window(x_ptr, past, m, position, tap, C: tl.constexpr, TAPS: tl.constexpr, 
 
 
 @triton.jit
-def _row_statistics(xs, real, eps, C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Mean and 1 / standard deviation of rows of C values, merged block by block: no sum of squares cancels."""
-    mean = tl.zeros((BLOCK_M,), tl.float32)
-    squares = tl.zeros((BLOCK_M,), tl.float32)
-    k = tl.arange(0, BLOCK_K)
-    for start in tl.range(0, C, BLOCK_K):
-        inside = real[:, None] & (start + k < C)[None, :]
-        x = tl.load(xs[:, None] + (start + k)[None, :], mask=inside, other=0.0)
-        size = tl.minimum(C - start, BLOCK_K).to(tl.float32)
-        own = tl.sum(x, 1) / size
-        off = tl.where(inside, x - own[:, None], 0.0)
-        apart = own - mean
-        mean += apart * (size / (start + size))
-        squares += tl.sum(off * off, 1) + apart * apart * (start * size / (start + size))
-    return mean, tl.rsqrt(squares / C + eps)
-
-
-@triton.jit
 def _products(
-    x_ptr, past, weights, real_m, real_n, m, position, first, last, mean, scale, norm_ptr, norm_bias_ptr,
+    x_ptr, past, weights, real_m, real_n, m, position, first, last,
     C: tl.constexpr, TAPS: tl.constexpr, DILATION: tl.constexpr, PRE: tl.constexpr, PRECISION: tl.constexpr,
     DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Windows times weights [BLOCK_M, BLOCK_N], over the pieces first .. last - 1: BLOCK_K channels of one tap each."""
+    """Windows times weights [BLOCK_M, BLOCK_N], over the pieces first .. last - 1: BLOCK_K channels of one tap each.
+
+    With a norm, also the sums [BLOCK_M] of the inputs and of their squares.
+    """
     pieces: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K  # of a tap
     k = tl.arange(0, BLOCK_K)
     if DOT:
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), tl.float32)
+    sums, squares = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     for piece in tl.range(first, last, num_stages=STAGES):
         tap, c = piece // pieces, (piece % pieces) * BLOCK_K + k
         inside_m, inside_n = real_m[:, None], real_n[:, None]
@@ -188,16 +185,17 @@ def _products(
         if PRE == "elu":
             x = _elu(x)
         elif PRE == "norm":
-            gain = tl.load(norm_ptr + c, mask=c < C, other=0.0)
-            x = (x - mean[:, None]) * scale[:, None] * gain[None, :]
-            x += tl.load(norm_bias_ptr + c, mask=c < C, other=0.0)[None, :]
+            sums += tl.sum(x, 1)
+            squares += tl.sum(x * x, 1)
         if PRE != "":
             x = _rounded(x, PRECISION)
         if DOT:
             total = tl.dot(x, weight.T, total, input_precision=PRECISION)
         else:
             total += x[:, None, :] * weight[None, :, :]
-    return total if DOT else tl.sum(total, 2)
+    if not DOT:
+        total = tl.sum(total, 2)
+    return total, sums, squares
 
 
 @triton.jit
@@ -219,7 +217,7 @@ def _finish(
 
 @triton.jit(do_not_specialize=["count", "positions"])
 def _product(
-    x_ptr, history_ptr, rows_ptr, weight_ptr, bias_ptr, norm_ptr, norm_bias_ptr, skip_ptr, out_ptr,
+    x_ptr, history_ptr, rows_ptr, weight_ptr, bias_ptr, skip_ptr, out_ptr,
     partial_ptr, arrived_ptr, count, positions, outputs, history_size, history_at, eps,
     C: tl.constexpr, TAPS: tl.constexpr, DILATION: tl.constexpr, PRE: tl.constexpr, BIAS: tl.constexpr,
     ADD: tl.constexpr, POST: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr, SPLITS: tl.constexpr,
@@ -238,20 +236,17 @@ def _product(
     first = split * share
     weights = weight_ptr + n * inputs
     if OVERLAP and LINES > 0:  # while the kernel before still runs
-        begin = weight_ptr + tl.minimum(n, outputs - 1) * inputs
-        _prefetch(begin + (first * BLOCK_K if SPLITS > 1 else 0), inputs, LINES)
+        _prefetch(weight_ptr + tl.minimum(n, outputs - 1) * inputs, first * BLOCK_K, inputs, LINES)
     arrive(OVERLAP)
     position = m % positions
     past = _history(history_ptr, rows_ptr, tl.where(real_m, m // positions, 0), history_size, history_at, TAPS)
-    mean = tl.zeros((BLOCK_M,), tl.float32)
-    scale = mean
-    if PRE == "norm":
-        mean, scale = _row_statistics(x_ptr + m * C, real_m, eps, C, BLOCK_M, BLOCK_K)
-    total = _products(
+    total, sums, squares = _products(
         x_ptr, past, weights, real_m, real_n, m, position, first, tl.minimum(first + share, pieces),
-        mean, scale, norm_ptr, norm_bias_ptr,
         C, TAPS, DILATION, PRE, PRECISION, DOT, BLOCK_M, BLOCK_N, BLOCK_K, STAGES,
     )  # fmt: skip
+    if PRE == "norm":
+        mean = sums / C
+        total *= tl.rsqrt(tl.maximum(squares / C - mean * mean, 0.0) + eps)[:, None]
     real = real_m[:, None] & real_n[None, :]
     if SPLITS == 1:
         _finish(total, m, n, real, bias_ptr, skip_ptr, out_ptr, outputs, BIAS, ADD, POST, PRECISION)
@@ -284,10 +279,9 @@ def _unit(
     real_m, real_i, real_c = m < count, i < INNER, c < C
     position = m % positions
     past = _history(history_ptr, rows_ptr, tl.where(real_m, m // positions, 0), history_size, history_at, TAPS)
-    nothing = tl.zeros((BLOCK_M,), tl.float32)
-    inner = _products(
+    inner, _, _ = _products(
         x_ptr, past, reduce_ptr + i * (TAPS * C), real_m, real_i, m, position,
-        0, TAPS * ((C + BLOCK_K - 1) // BLOCK_K), nothing, nothing, x_ptr, x_ptr,
+        0, TAPS * ((C + BLOCK_K - 1) // BLOCK_K),
         C, TAPS, DILATION, "elu", PRECISION, True, BLOCK_M, BLOCK_I, BLOCK_K, STAGES,
     )  # fmt: skip
     inner = _finished(inner + tl.load(reduce_bias_ptr + i, mask=real_i, other=0.0)[None, :], "elu", PRECISION)
@@ -307,6 +301,7 @@ class Product:
     taps: int = 1
     dilation: int = 1
     history_at: int = 0
+    norm_eps: float | None = None  # of a LayerNorm in front, of which only a factor of each row is left: see `normed`
 
     @property
     def channels(self) -> int:
@@ -316,15 +311,6 @@ class Product:
     def steps(self) -> int:
         """Past inputs it needs."""
         return (self.taps - 1) * self.dilation
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """In front of a product."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
 
 
 class Products:
@@ -340,19 +326,20 @@ class Products:
         layer: Product,
         out: Tensor | None = None,
         *,
-        norm: LayerNorm | None = None,
         first: str = "",
         add: Tensor | None = None,
         then: str = "",
     ) -> Tensor:
         """The layer's outputs [B * T, out] for x [B * T, C].
 
-        norm   or `first`, "elu" or "round": what its inputs go through, unless they are an activation's outputs already
+        first  "elu" or "round": what its inputs go through, unless they are an activation's outputs already
         add    [B * T, out]: added; may be `out` itself
         then   "elu", "gelu" or "clamp": what the sum goes through
         """
         count, outputs = x.shape[0], layer.weight.shape[0]
         tile = choose_tile(count, outputs, layer.channels, layer.taps, self.precision)
+        if layer.norm_eps is not None:
+            first, tile = "norm", replace(tile, splits=1)  # each block has to see whole rows
         down, across = triton.cdiv(count, tile.m), triton.cdiv(outputs, tile.n)
         out = x.new_empty((count, outputs)) if out is None else out
         partial = x.new_empty((down * across * tile.splits * tile.m * tile.n,)) if tile.splits > 1 else x
@@ -360,10 +347,10 @@ class Products:
         lines = triton.next_power_of_2(triton.cdiv(layer.weight.shape[1] // tile.splits, 32)) if down <= 2 else 0
         _product[(down * across, tile.splits)](
             x, self.history, self.rows, layer.weight, x if layer.bias is None else layer.bias,
-            norm.weight if norm else x, norm.bias if norm else x, x if add is None else add, out,
+            x if add is None else add, out,
             partial, self.arrived, count, layer.positions, outputs,
-            self.history.shape[1], layer.history_at, norm.eps if norm else 0.0,
-            C=layer.channels, TAPS=layer.taps, DILATION=layer.dilation, PRE="norm" if norm else first,
+            self.history.shape[1], layer.history_at, layer.norm_eps or 0.0,
+            C=layer.channels, TAPS=layer.taps, DILATION=layer.dilation, PRE=first,
             BIAS=layer.bias is not None, ADD=add is not None, POST=then, PRECISION=self.precision, DOT=tile.dot,
             SPLITS=tile.splits, BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, STAGES=tile.stages, LINES=lines,
             OVERLAP=OVERLAP, num_warps=tile.warps, launch_pdl=OVERLAP,

@@ -1,7 +1,7 @@
 """The codec's decoder on a GPU: one frame of some slots by the kernels of `model.kernels.codec`.
 
 A frame has static shapes and touches no host, so it can be recorded as a CUDA graph. Longer inputs are decoded frame
-by frame. The plain decoder keeps working: its weights become views of what is laid out here.
+by frame. The plain decoder keeps working: most of its weights become views of what is laid out here.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..kernels.codec import Inputs, LayerNorm, Product, Products, attend, enter, rounded
+from ..kernels.codec import Inputs, Product, Products, attend, enter, normed, rounded
 from .decoder import MimiDecoder, MimiState
 from .layers import CausalConv, ResidualUnit
 from .transformer import Layer
 
-_MOST_SPLIT_TILES = 128  # products are split only if they have fewer
+MOST_SPLIT_TILES = 128  # products are split only if they have fewer
 
 
 @dataclass(frozen=True)
 class _Block:
     """A layer of the transformer."""
 
-    norm1: LayerNorm
     qkv: Product
     output: Product
-    norm2: LayerNorm
     up: Product
     down: Product
 
@@ -44,7 +42,7 @@ class FusedMimi:
         self.decoder, self.config = decoder, decoder.config
         config, device = decoder.config, decoder.entries.device
         self._precision, self._ring_dtype = ("ieee", torch.float32) if exact else ("tf32", torch.float16)
-        self._arrived = torch.zeros(_MOST_SPLIT_TILES, dtype=torch.int32, device=device)
+        self._arrived = torch.zeros(MOST_SPLIT_TILES, dtype=torch.int32, device=device)
         steps = config.latent_stride
         self._blocks = [self._block(cast(Layer, layer), steps) for layer in decoder.transformer.layers]
         # In the order of `History`: the up-sampling's latents first, then each convolution with past inputs.
@@ -95,10 +93,10 @@ class FusedMimi:
             state.history, 0, state.positions, rows, latent, x,
         )  # fmt: skip
         for block, (keys, values) in zip(self._blocks, state.rings, strict=True):
-            qkv = run(x, block.qkv, norm=block.norm1)
+            qkv = run(x, block.qkv)
             attended = attend(qkv, rope, keys, values, rows, state.positions, config.heads, config.window)
             run(attended, block.output, x, add=x)
-            run(run(x, block.up, norm=block.norm2, then="gelu"), block.down, x, add=x)
+            run(run(x, block.up, then="gelu"), block.down, x, add=x)
         self._waveform(run, x, inputs, audio)
         self._inputs.renew(buffer, state.history, state.positions, rows, config.latent_stride)
 
@@ -125,12 +123,16 @@ class FusedMimi:
         return Product(self._laid_out(conv, "weight"), conv.bias, positions, conv.kernel, conv.dilation, at)
 
     def _block(self, layer: Layer, positions: int) -> _Block:
-        qkv, output, up, down = (
-            Product(self._laid_out(layer, name), None, positions) for name in ("qkv", "output", "up", "down")
+        def behind(matrix: Tensor, gain: Tensor, bias: Tensor) -> Product:
+            weight, offset = normed(matrix, gain, bias)
+            return Product(rounded(weight, self._precision), offset, positions, norm_eps=layer.eps)
+
+        return _Block(
+            behind(layer.qkv, layer.norm1, layer.norm1_bias),
+            Product(self._laid_out(layer, "output"), None, positions),
+            behind(layer.up, layer.norm2, layer.norm2_bias),
+            Product(self._laid_out(layer, "down"), None, positions),
         )
-        norm1 = LayerNorm(layer.norm1, layer.norm1_bias, layer.eps)
-        norm2 = LayerNorm(layer.norm2, layer.norm2_bias, layer.eps)
-        return _Block(norm1, qkv, output, norm2, up, down)
 
     def _laid_out(self, module: nn.Module, name: str) -> Tensor:
         """A module's matrix [in, out] as a contiguous [out, in]; the module's own becomes a view of it."""
