@@ -70,8 +70,10 @@ class _Mlp:
     def of(cls, norm: nn.RMSNorm, mlp: GatedMlp, activations: tuple[str, str]) -> _Mlp:
         return cls(_folded(norm, [mlp.wi]), mlp.wi.weight, mlp.wo.weight, activations)
 
-    def add_to(self, x: Tensor) -> None:
-        linear(linear(x, self.wi, norm=self.eps, gate=self.activations), self.wo, add_to=x)
+    def add_to(self, x: Tensor, following: Tensor | None) -> None:
+        """`following` is the weight of the product behind."""
+        middle = linear(x, self.wi, norm=self.eps, gate=self.activations, following=self.wo)
+        linear(middle, self.wo, add_to=x, following=following)
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,14 @@ class _FusedTransformer:
         branches = 2 * rows.slots.shape[0]
         attend = self._attention_for(branches, x.shape[0] // branches)
         embed(rows, memory, self.audio, *self.text, self.zero, x)
+        following = [attention.qkv for attention, _ in self.layers[1:]] + [self.heads]
         for index, (attention, mlp) in enumerate(self.layers):
-            qkv = linear(x, attention.qkv, norm=attention.eps)
+            qkv = linear(x, attention.qkv, norm=attention.eps, following=attention.out)
             attended = attend(qkv, attention.norms, attention.eps, self.rope, rows, memory, index)
             if not all_of_it and index == len(self.layers) - 1:
                 break
-            linear(attended, attention.out, add_to=x)
-            mlp.add_to(x)
+            linear(attended, attention.out, add_to=x, following=mlp.wi)
+            mlp.add_to(x, following[index])
 
     def _attention_for(self, rows: int, columns: int) -> PagedAttention:
         stack, key = self.stack, (rows, columns)
@@ -175,13 +178,16 @@ class _FusedDepformer:
             x += (main[ids[:, 0]] + second[ids[:, 1]]).repeat_interleave(2, dim=0)
 
     def _logits(self, x: Tensor, stage: int, cache: Tensor) -> Tensor:
-        for (by_group, mlp), own in zip(self.layers, cache, strict=True):
-            attention = by_group[self.schedule[stage]]
-            qkv = linear(x, attention.qkv, norm=attention.eps)
+        layers = [(by_group[self.schedule[stage]], mlp) for by_group, mlp in self.layers]
+        following = [attention.qkv for attention, _ in layers[1:]] + [self.logits[stage]]
+        for (attention, mlp), own, behind in zip(layers, cache, following, strict=True):
+            qkv = linear(x, attention.qkv, norm=attention.eps, following=attention.out)
             attended = attend_stages(qkv, *attention.norms, attention.eps, self.rope, own, stage)
-            linear(attended, attention.out, add_to=x)
-            mlp.add_to(x)
-        return linear(x, self.logits[stage], norm=self.eps, dtype=torch.float32)
+            linear(attended, attention.out, add_to=x, following=mlp.wi)
+            mlp.add_to(x, behind)
+        first, _ = self.layers[0]
+        next_stage = first[self.schedule[(stage + 1) % len(self.schedule)]].qkv
+        return linear(x, self.logits[stage], norm=self.eps, dtype=torch.float32, following=next_stage)
 
 
 @torch.no_grad()

@@ -267,9 +267,19 @@ class ModelRunner:
     @torch.inference_mode()
     def _warm_up(self) -> None:
         """Compile, run and record every pass in every shape, so that no request ever does."""
+        from ..model.kernels.launch import compiled_ahead
+
         started = time.monotonic()
         self._frames.arrays["slots"][:] = self.slots
         self._frames.upload()
+        with compiled_ahead():
+            self._passes.extend(self._known.columns, self.memory)
+            for bucket in self._buckets:
+                step = self._fill_up(bucket)
+                self._passes.transform(step, self.memory)
+                self._passes.depform(step, self.memory)
+                self._decode(bucket)
+        log.info("kernels compiled after %.1f s", time.monotonic() - started)
         self.graphs.record("extend", lambda: self._passes.extend(self._known.columns, self.memory))
         for bucket in self._buckets:
             step = self._fill_up(bucket)

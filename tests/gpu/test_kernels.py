@@ -183,7 +183,7 @@ def test_products_split_along_their_inputs(splits: int) -> None:
     torch.manual_seed(splits)
     x = torch.randn(40, 3072, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(1000, 3072, device="cuda", dtype=torch.bfloat16) / 3072**0.5
-    for tile in (Tile(64, 32, 128, stages=3), Tile(32, 32, 64, slices=4, stages=3)):
+    for tile in (Tile(64, 32, 64, stages=5), Tile(16, 32, 64, slices=4)):
         outs = [torch.zeros(40, 1000, device="cuda", dtype=torch.float32) for _ in range(20)]
         for out in outs:
             tiled(x, weight, out, tile, add=True, splits=splits)

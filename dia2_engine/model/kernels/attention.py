@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..step import Rows, SlotMemory
-from .launch import OVERLAP, arrive
+from .launch import arrive, launch
 
 _ENOUGH_BLOCKS = 264  # two for each multiprocessor of an H100: what a pass is split into, if it has fewer
 _MOST_SPLITS = 8
@@ -188,19 +188,20 @@ class PagedAttention:
         tokens, columns = qkv.shape[0], self.columns
         keys, values, pages = memory.keys[layer], memory.values[layer], memory.table.shape[1]
         heads = {"KV_HEADS": self.kv_heads, "HEAD": self.head, "PAGE": keys.shape[3]}
-        _prepare[(tokens,)](
+        launch(
+            _prepare, (tokens,),
             qkv, *norms, rope, at.slots, at.positions, at.where, memory.table,
             self.queries, keys, values, eps, columns, pages,
             QUERY_HEADS=self.query_heads, **heads,
             BLOCK_Q=triton.next_power_of_2(self.query_heads), BLOCK_KV=triton.next_power_of_2(self.kv_heads),
-            OVERLAP=OVERLAP, launch_pdl=OVERLAP,
         )  # fmt: skip
         out = torch.empty_like(self.queries)
-        _attend[(tokens // columns, self.kv_heads, self.splits)](
+        launch(
+            _attend, (tokens // columns, self.kv_heads, self.splits),
             self.queries, keys, values, out, at.slots, at.where, memory.table,
             self.partial, self.sums, self.arrived, columns, pages,
             GROUP=self.query_heads // self.kv_heads, **heads, SPLITS=self.splits, BLOCK_M=self.block_m,
-            REAL_M=self.real_m, OVERLAP=OVERLAP, launch_pdl=OVERLAP,
+            REAL_M=self.real_m,
         )  # fmt: skip
         return out
 
@@ -259,9 +260,10 @@ def attend_stages(
     """
     _, rows, heads, stages, head = cache.shape
     out = qkv.new_empty((rows, heads * head))
-    _attend_stages[(rows, heads)](
+    launch(
+        _attend_stages, (rows, heads),
         qkv, query_norm, key_norm, query_norm if rope is None else rope, cache, out, rows, stage, eps,
         STAGES=stages, HEADS=heads, HEAD=head, ROPE=rope is not None, BLOCK_T=triton.next_power_of_2(stages),
-        OVERLAP=OVERLAP, num_warps=2, launch_pdl=OVERLAP,
+        num_warps=2,
     )  # fmt: skip
     return out

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import OVERLAP, arrive
+from .launch import arrive, launch
 
 _ENOUGH_BLOCKS = 128  # about one for each multiprocessor of an H100: tiles shrink, then K is split, until there are
 _FEW_ROWS = 4  # up to here matrix units, which work on 16 rows, gain nothing (see `linear`)
@@ -345,7 +345,8 @@ class Products:
         partial = x.new_empty((down * across * tile.splits * tile.m * tile.n,)) if tile.splits > 1 else x
         # Blocks that share their weights with many others need not fetch them ahead.
         lines = triton.next_power_of_2(triton.cdiv(layer.weight.shape[1] // tile.splits, 32)) if down <= 2 else 0
-        _product[(down * across, tile.splits)](
+        launch(
+            _product, (down * across, tile.splits),
             x, self.history, self.rows, layer.weight, x if layer.bias is None else layer.bias,
             x if add is None else add, out,
             partial, self.arrived, count, layer.positions, outputs,
@@ -353,7 +354,7 @@ class Products:
             C=layer.channels, TAPS=layer.taps, DILATION=layer.dilation, PRE=first,
             BIAS=layer.bias is not None, ADD=add is not None, POST=then, PRECISION=self.precision, DOT=tile.dot,
             SPLITS=tile.splits, BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, STAGES=tile.stages, LINES=lines,
-            OVERLAP=OVERLAP, num_warps=tile.warps, launch_pdl=OVERLAP,
+            num_warps=tile.warps,
         )  # fmt: skip
         return out
 
@@ -366,12 +367,13 @@ class Products:
             self(self(x, reduce, first="elu", then="elu"), expand, out, add=x, then=then)
             return
         tile = choose_unit(count, channels, self.precision)
-        _unit[(triton.cdiv(count, tile.m),)](
+        launch(
+            _unit, (triton.cdiv(count, tile.m),),
             x, self.history, self.rows, reduce.weight, reduce.bias, expand.weight, expand.bias, out,
             count, reduce.positions, self.history.shape[1], reduce.history_at,
             C=channels, INNER=inner, TAPS=reduce.taps, DILATION=reduce.dilation, POST=then, PRECISION=self.precision,
             BLOCK_M=tile.m, BLOCK_I=max(16, triton.next_power_of_2(inner)), BLOCK_C=tile.n, BLOCK_K=tile.k,
-            STAGES=tile.stages, OVERLAP=OVERLAP, num_warps=tile.warps, launch_pdl=OVERLAP,
+            STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
 
 
@@ -434,12 +436,12 @@ def enter(
     half = frequencies.shape[0]
     rope = x.new_empty((batch * steps, 2, half))
     block_c = min(64, triton.next_power_of_2(width))
-    _enter[(batch, triton.cdiv(width, block_c))](
+    launch(
+        _enter, (batch, triton.cdiv(width, block_c)),
         codes, entries, *upsample, frequencies, history, rows, positions, latent, x, rope,
         history.shape[1], history_at,
         CODEBOOKS=codebooks, ENTRIES=entries.shape[0] // codebooks, WIDTH=width, POSITIONS=steps, HALF=half,
         BLOCK_K=triton.next_power_of_2(codebooks), BLOCK_C=block_c, BLOCK_H=triton.next_power_of_2(half),
-        OVERLAP=OVERLAP, launch_pdl=OVERLAP,
     )  # fmt: skip
     return rope
 
@@ -496,10 +498,10 @@ class Inputs:
     def renew(self, buffer: Tensor, history: Tensor, positions: Tensor, rows: Tensor, advance: int) -> None:
         """Keep what the next frame needs, and let the rows' slots be `advance` positions further."""
         batch, block_c = rows.shape[0], min(128, triton.next_power_of_2(self._most_channels))
-        _renew[(batch, len(self._table), triton.cdiv(self._most_channels, block_c))](
+        launch(
+            _renew, (batch, len(self._table), triton.cdiv(self._most_channels, block_c)),
             buffer, history, positions, rows, self._table, batch, history.shape[1],
             ADVANCE=advance, BLOCK_S=triton.next_power_of_2(self._most_steps), BLOCK_C=block_c,
-            OVERLAP=OVERLAP, launch_pdl=OVERLAP,
         )  # fmt: skip
 
 
@@ -603,11 +605,11 @@ def attend(
     steps, group = qkv.shape[0] // batch, heads // kv_heads
     out = qkv.new_empty((qkv.shape[0], heads * dim))
     exact = keys.dtype == torch.float32
-    _attend[(batch, kv_heads)](
+    launch(
+        _attend, (batch, kv_heads),
         qkv, rope, keys, values, rows, positions, out,
         POSITIONS=steps, KV_HEADS=kv_heads, GROUP=group, D=dim, WINDOW=window, RING=ring,
         BLOCK_Q=max(16, triton.next_power_of_2(steps * group)), BLOCK_D=max(16, triton.next_power_of_2(dim)),
         BLOCK_T=32 if exact else 64, STAGES=2 if exact else 4, PRECISION="ieee" if exact else "tf32",
-        OVERLAP=OVERLAP, launch_pdl=OVERLAP,
     )  # fmt: skip
     return out

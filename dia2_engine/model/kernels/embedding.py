@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..step import Columns, SlotMemory, Step
-from .launch import OVERLAP, arrive
+from .launch import arrive, launch
 
 
 @triton.jit
@@ -48,9 +48,9 @@ def embed(
     count = rows.slots.shape[0]
     codebooks, audio_vocab, width = audio.shape
     block_w = min(128, triton.next_power_of_2(width))
-    _embed[(count * columns, triton.cdiv(width, block_w))](
+    launch(
+        _embed, (count * columns, triton.cdiv(width, block_w)),
         rows.text, ids, rows.slots, audio, main, second, x, columns, zero,
         CODEBOOKS=codebooks, AUDIO_VOCAB=audio_vocab, WIDTH=width, BY_SLOT=by_slot,
         BLOCK_C=triton.next_power_of_2(codebooks), BLOCK_W=block_w,
-        OVERLAP=OVERLAP, launch_pdl=OVERLAP,
     )  # fmt: skip

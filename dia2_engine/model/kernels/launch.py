@@ -1,10 +1,18 @@
-"""Programmatic dependent launch: a kernel may start while the one before it ends, and fetch what does not depend on it.
+"""How kernels are launched, and compiled before that.
 
+Programmatic dependent launch: a kernel may start while the one before it ends, and fetch what does not depend on it.
 Every kernel of this package calls `arrive` before it touches what another kernel writes or reads. What stands in
 front of that call overlaps with the kernel before: the weights of a product, for instance.
 """
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 import triton
@@ -14,6 +22,8 @@ from triton.language.extra import cuda
 # From Hopper on; the interpreter, which runs kernels on the CPU, has none of it.
 OVERLAP = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 
+_compiling = ContextVar("compiling", default=False)
+
 
 @triton.jit
 def arrive(OVERLAP: tl.constexpr):
@@ -21,3 +31,23 @@ def arrive(OVERLAP: tl.constexpr):
     if OVERLAP:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Launch a kernel of this package, or inside `compiled_ahead` only compile it."""
+    options |= {"OVERLAP": OVERLAP, "launch_pdl": OVERLAP}
+    if _compiling.get():
+        kernel.warmup(*arguments, grid=grid, **options)
+    else:
+        kernel[grid](*arguments, **options)
+
+
+@contextmanager
+def compiled_ahead() -> Iterator[None]:
+    """Passes that run in here launch nothing; on leaving, all of their kernels are compiled, on all cores."""
+    token = _compiling.set(True)
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool):
+            yield
+    finally:
+        _compiling.reset(token)

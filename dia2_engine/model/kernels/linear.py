@@ -4,8 +4,9 @@ Nothing else costs a launch: an RMSNorm in front is a factor of each row that is
 is part of the product's), and the gate or the residual sum behind it is the epilogue. All weights are read once for
 all rows, so what counts is that all of the chip asks for bytes at once, and early: before the kernel in front ends.
 
-With the rows of one or two streams matrix units, which work on 16 rows, gain nothing; with more they do all the work,
-and operands go from memory to them without passing through registers.
+With the rows of one or two streams matrix units, which work on 16 rows, gain nothing. With more they do all the work,
+and operands go from memory to them without passing through registers. With many rows, or many for a large weight, the
+vendor's library does better; it also serves float32, which is for parity.
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import OVERLAP, arrive
+from .launch import OVERLAP, arrive, launch
 
-_FEW_ROWS = 4  # up to here the kernel without matrix units wins (docs/performance.md)
-_OUTPUTS = 4  # of one of its blocks
+# Which kernel wins where: docs/performance.md.
+_FEW_ROWS = 4  # up to here the one without matrix units
+_SOME_ROWS, _SOME_WEIGHTS = 128, 1 << 23  # up to here tiles, for weights below this size
+_TILED_ROWS = 32  # up to here tiles for all weights
+_OUTPUTS = 4  # of a block of few rows
 _WEIGHTS = 2048  # of each output that such a block holds at a time, over its rows
+_FETCHED_BYTES = 16 << 20  # of the following weight: the L2 cache, of 50 MB, serves two kernels
 
 
 @triton.jit
 def _activate(x, NAME: tl.constexpr):
-    if NAME == "silu":
+    if NAME == "silu" or NAME == "swish" or NAME == "swiglu":
         x = x * tl.sigmoid(x)
-    elif NAME == "gelu":
+    elif NAME == "gelu" or NAME == "geglu":
         x = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
     elif NAME == "relu":
         x = tl.maximum(x, 0.0)
@@ -49,11 +55,19 @@ def _squares(x):
     return tl.sum(x * x, 1)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
+def _prefetch(pointers):
+    """Ask for the lines of 128 bytes that hold these to come to the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit(do_not_specialize=["rows", "following"])
 def _few_rows(
-    x_ptr, weight_ptr, out_ptr, rows, outputs, eps,
-    INPUTS: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
+    x_ptr, weight_ptr, following_ptr, out_ptr, rows, outputs, following, eps,
+    LINES: tl.constexpr, INPUTS: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr,
+    UP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     r = tl.arange(0, BLOCK_R)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -64,6 +78,10 @@ def _few_rows(
     weight = tl.load(weights, mask=real, other=0.0)  # before `arrive`: while the kernel before still runs
     if GATE != "":
         up = tl.load(ups, mask=real, other=0.0)
+    if LINES > 0:  # and its share of the next product's weight: the memory never rests
+        line: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth
+        lines = (tl.program_id(0) * LINES + tl.arange(0, LINES)) * line
+        _prefetch(following_ptr + tl.minimum(lines, following - 1))
     arrive(OVERLAP)
     xs = x_ptr + r[:, None] * INPUTS + k[None, :]
     inside = (r < rows)[:, None]
@@ -95,18 +113,6 @@ def _few_rows(
 
 
 @triton.jit
-def _prefetch(weight_ptr, n, first, INPUTS: tl.constexpr, LENGTH: tl.constexpr, LINE: tl.constexpr):
-    """Ask for `LENGTH` columns of the rows n of a weight, from column `first` on, to come to the L2 cache."""
-    lines = tl.arange(0, 16) * LINE
-    for start in tl.range(0, LENGTH, 16 * LINE):
-        k = first + tl.minimum(start + lines, LENGTH - 1)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l",
-            [weight_ptr + n[:, None].to(tl.int64) * INPUTS + k[None, :]], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@triton.jit
 def _chunk(pointers, k, left, EVEN: tl.constexpr):
     """A tile of which the columns k < left exist; EVEN: all of them do."""
     if EVEN:
@@ -119,9 +125,9 @@ def _chunk(pointers, k, left, EVEN: tl.constexpr):
 def _times(x, weight, total, SLICES: tl.constexpr):
     """total + x @ weight.T, for tiles [M, K] and [N, K], or as many of them as there are slices."""
     if SLICES > 1:
-        return tl.dot(x, tl.permute(weight, (0, 2, 1)), total, input_precision="ieee")
+        return tl.dot(x, tl.permute(weight, (0, 2, 1)), total)
     else:
-        return tl.dot(x, weight.T, total, input_precision="ieee")
+        return tl.dot(x, weight.T, total)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -129,7 +135,7 @@ def _tile(
     x_ptr, weight_ptr, out_ptr, partial_ptr, arrived_ptr, rows, outputs, eps,
     INPUTS: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr, SPLITS: tl.constexpr,
-    STAGES: tl.constexpr, PREFETCH: tl.constexpr, LINE: tl.constexpr, OVERLAP: tl.constexpr,
+    STAGES: tl.constexpr, FETCH: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows and BLOCK_N outputs, over one of SPLITS shares of the inputs; the last to end adds shares up.
 
@@ -143,10 +149,14 @@ def _tile(
     real_r, real_n = tl.minimum(r, rows - 1), tl.minimum(n, outputs - 1).to(tl.int64)  # what is not there is not stored
     share: tl.constexpr = INPUTS // SPLITS
     first = split * share
-    if tile % row_tiles == 0:
-        _prefetch(weight_ptr, real_n, first, INPUTS, PREFETCH, LINE)
-        if GATE != "":
-            _prefetch(weight_ptr, real_n + outputs, first, INPUTS, PREFETCH, LINE)
+    if FETCH and tile % row_tiles == 0:
+        line: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth
+        lines = tl.arange(0, 16) * line
+        for start in tl.range(first, first + share, 16 * line):
+            at = real_n[:, None] * INPUTS + tl.minimum(start + lines, INPUTS - 1)[None, :]
+            _prefetch(weight_ptr + at)
+            if GATE != "":
+                _prefetch(weight_ptr + outputs * INPUTS + at)
     step: tl.constexpr = SLICES * BLOCK_K
     even: tl.constexpr = share % step == 0
     if SLICES > 1:
@@ -160,7 +170,7 @@ def _tile(
         xs = x_ptr + real_r[:, None] * INPUTS + k
         weights = weight_ptr + real_n[:, None] * INPUTS + k
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+        squares = tl.zeros((BLOCK_M, BLOCK_M), tl.float32)
     second = total
     outs = out_ptr + r[:, None] * outputs + n[None, :]
     wanted = (r < rows)[:, None] & (n < outputs)[None, :]
@@ -173,17 +183,14 @@ def _tile(
         if GATE != "":
             up = _chunk(weights + outputs * INPUTS + start, k, INPUTS - start, even)
             second = _times(x, up, second, SLICES)
-        if NORM:
-            if SLICES > 1:  # x x^T, whose diagonal is wanted: x is in the matrix units anyhow
-                squares = _times(x, x, squares, SLICES)
-            else:
-                squares += x.to(tl.float32) * x.to(tl.float32)
+        if NORM:  # x x^T, whose diagonal is wanted: x is in the matrix units anyhow
+            squares = _times(x, x, squares, SLICES)
     if SLICES > 1:
         total, second, squares = tl.sum(total, 0), tl.sum(second, 0), tl.sum(squares, 0)
-        m = tl.arange(0, BLOCK_M)
-        squares = tl.where(m[:, None] == m[None, :], squares, 0.0)
     if NORM:
-        factor = tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps)[:, None]
+        m = tl.arange(0, BLOCK_M)
+        squares = tl.sum(tl.where(m[:, None] == m[None, :], squares, 0.0), 1)
+        factor = tl.rsqrt(squares / INPUTS + eps)[:, None]
         total *= factor
         second *= factor
     if GATE != "":
@@ -224,29 +231,19 @@ class Tile:
 
 
 _ENOUGH_BLOCKS = 96  # for the 132 multiprocessors of an H100
-# The first one with enough blocks is taken: large tiles read the fewest bytes.
-_TILES = (
-    Tile(128, 128, 64, warps=8, stages=3),
-    Tile(64, 128, 64),
-    Tile(64, 64, 64),
-    Tile(64, 32, 128, stages=3),
-    Tile(32, 32, 64, slices=4, stages=3),
-    Tile(32, 16, 64, slices=4, stages=3),
-    Tile(16, 32, 64, slices=4),
-    Tile(16, 16, 64, slices=4),
-)
-_EXACT_TILE = Tile(16, 32, 32, stages=2)  # float32, for which matrix units would round: it is not there to be fast
-_MOST_SPLITS = 8
-_PREFETCHED_BYTES = 16 << 20  # of a weight, while the kernel before runs: the L2 cache, of 50 MB, serves both
+# By the rows of a product. The first one with enough blocks is taken: large tiles read the fewest bytes.
+_TILES = {
+    _TILED_ROWS: (Tile(16, 32, 64, slices=4), Tile(16, 16, 64, slices=4)),
+    _SOME_ROWS: (Tile(64, 64, 64), Tile(64, 32, 64, stages=5)),
+}
+_MOST_SPLITS = 4
+_AHEAD_BYTES = 8 << 20  # a larger weight than this gains nothing by being asked for ahead
 _MOST_TILES = 4096  # of a product that is split
 
 
-def _tile_for(rows: int, weights: int, dtype: torch.dtype) -> Tile:
-    if dtype == torch.float32:
-        return _EXACT_TILE
-    height = max(16, min(triton.next_power_of_2(rows), 128))
-    fitting = [tile for tile in _TILES if tile.rows <= height]
-    return next((tile for tile in fitting if tile.blocks(rows, weights) >= _ENOUGH_BLOCKS), fitting[-1])
+def _tile_for(rows: int, weights: int) -> Tile:
+    tiles = _TILES[_TILED_ROWS if rows <= _TILED_ROWS else _SOME_ROWS]
+    return next((tile for tile in tiles if tile.blocks(rows, weights) >= _ENOUGH_BLOCKS), tiles[-1])
 
 
 def _splits_for(blocks: int, steps: int) -> int:
@@ -261,6 +258,20 @@ def _arrived(device: torch.device) -> Tensor:
     return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)
 
 
+@triton.jit
+def _gate(
+    both_ptr, out_ptr, HIDDEN: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    arrive(OVERLAP)
+    row = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(both_ptr + row * 2 * HIDDEN + h, mask=h < HIDDEN).to(tl.float32)
+    up = tl.load(both_ptr + row * 2 * HIDDEN + HIDDEN + h, mask=h < HIDDEN).to(tl.float32)
+    out = _activate(gate, GATE) * _activate(up, UP)
+    tl.store(out_ptr + row * HIDDEN + h, out.to(out_ptr.dtype.element_ty), mask=h < HIDDEN)
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -269,29 +280,52 @@ def linear(
     gate: tuple[str, str] | None = None,
     add_to: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    following: Tensor | None = None,
 ) -> Tensor:
     """`x @ weight.T` for contiguous x [R, in] and weight [out, in].
 
-    norm    the epsilon of an RMSNorm of x in front, whose own weight is multiplied into `weight`
-    gate    names of activations (f, g): `weight` is [2 * out, in], and the result f(first half) * g(second half)
-    add_to  the residual stream [R, out]: the product is added to it in place, and it is returned
-    dtype   of the result, if not that of x
+    norm       the epsilon of an RMSNorm of x in front, whose own weight is multiplied into `weight`
+    gate       names of activations (f, g): `weight` is [2 * out, in], and the result f(first half) * g(second half)
+    add_to     the residual stream [R, out]: the product is added to it in place, and it is returned
+    dtype      of the result, if not that of x
+    following  the weight that will be read next: with few rows it is fetched into the cache meanwhile
     """
-    rows, inputs = x.shape
-    outputs = weight.shape[0] // 2 if gate else weight.shape[0]
+    rows, outputs = x.shape[0], weight.shape[0] // 2 if gate else weight.shape[0]
+    small = rows <= _TILED_ROWS or (rows <= _SOME_ROWS and weight.numel() < _SOME_WEIGHTS)
+    if rows > _FEW_ROWS and not (small and x.element_size() == 2):
+        return _many_rows(x, weight, norm=norm, gate=gate, add_to=add_to, dtype=dtype)
     out = x.new_empty((rows, outputs), dtype=dtype or x.dtype) if add_to is None else add_to
     if rows > _FEW_ROWS:
-        tiled(x, weight, out, _tile_for(rows, weight.shape[0], x.dtype), norm=norm, gate=gate, add=add_to is not None)
-        return out
-    block_r = triton.next_power_of_2(rows)
-    block_k = min(_WEIGHTS // (block_r * (2 if gate else 1)), inputs & -inputs)  # a divisor: no block is ragged
-    _few_rows[(triton.cdiv(outputs, _OUTPUTS),)](
-        x, weight, out, rows, outputs, norm or 0.0,
-        INPUTS=inputs, NORM=norm is not None, ADD=add_to is not None,
-        GATE=gate[0] if gate else "", UP=gate[1] if gate else "",
-        BLOCK_R=block_r, BLOCK_N=_OUTPUTS, BLOCK_K=block_k, OVERLAP=OVERLAP, launch_pdl=OVERLAP,
-    )  # fmt: skip
+        tiled(x, weight, out, _tile_for(rows, weight.shape[0]), norm=norm, gate=gate, add=add_to is not None)
+    else:
+        _by_outputs(x, weight, out, following, norm=norm, gate=gate, add=add_to is not None)
     return out
+
+
+def _by_outputs(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    following: Tensor | None,
+    *,
+    norm: float | None,
+    gate: tuple[str, str] | None,
+    add: bool,
+) -> None:
+    """`linear` of few rows into `out`."""
+    (rows, inputs), outputs = x.shape, out.shape[1]
+    block_r, blocks = triton.next_power_of_2(rows), triton.cdiv(outputs, _OUTPUTS)
+    block_k = min(_WEIGHTS // (block_r * (2 if gate else 1)), inputs & -inputs)  # a divisor: no block is ragged
+    lines = 0
+    if following is not None and OVERLAP:
+        lines = triton.next_power_of_2(triton.cdiv(min(following.nbytes, _FETCHED_BYTES), 128 * blocks))
+    following = weight if following is None else following
+    launch(
+        _few_rows, (blocks,),
+        x, weight, following, out, rows, outputs, following.numel(), norm or 0.0,
+        LINES=lines, INPUTS=inputs, NORM=norm is not None, ADD=add, GATE=gate[0] if gate else "",
+        UP=gate[1] if gate else "", BLOCK_R=block_r, BLOCK_N=_OUTPUTS, BLOCK_K=block_k,
+    )  # fmt: skip
 
 
 def tiled(
@@ -304,20 +338,45 @@ def tiled(
     gate: tuple[str, str] | None = None,
     add: bool = False,
     splits: int | None = None,
-    prefetched_bytes: int = _PREFETCHED_BYTES,
 ) -> None:
-    """`linear` into `out` (or, `add`, onto it) by one kind of tile."""
+    """`linear` into `out` (or, `add`, onto it) by one kind of tile, of 16-bit numbers."""
     (rows, inputs), outputs = x.shape, out.shape[1]
     blocks, step = tile.blocks(rows, weight.shape[0]), tile.inputs * tile.slices
     if splits is None:
         splits = _splits_for(blocks, inputs // step) if add and inputs % step == 0 else 1
     scratch = out if splits == 1 else out.new_empty(blocks * splits * tile.rows * tile.outputs, dtype=torch.float32)
-    line = 128 // x.element_size()
-    lines = prefetched_bytes // (weight.shape[0] * 128) if OVERLAP else 0  # of each output
-    _tile[(blocks, splits)](
+    launch(
+        _tile, (blocks, splits),
         x, weight, out, scratch, _arrived(x.device), rows, outputs, norm or 0.0,
         INPUTS=inputs, NORM=norm is not None, ADD=add, GATE=gate[0] if gate else "", UP=gate[1] if gate else "",
         BLOCK_M=tile.rows, BLOCK_N=tile.outputs // 2 if gate else tile.outputs, BLOCK_K=tile.inputs,
-        SLICES=tile.slices, SPLITS=splits, STAGES=tile.stages, PREFETCH=min(inputs // splits, lines * line), LINE=line,
-        OVERLAP=OVERLAP, num_warps=tile.warps, launch_pdl=OVERLAP,
+        SLICES=tile.slices, SPLITS=splits, STAGES=tile.stages, FETCH=OVERLAP and weight.nbytes <= _AHEAD_BYTES,
+        num_warps=tile.warps,
     )  # fmt: skip
+
+
+def _many_rows(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm: float | None,
+    gate: tuple[str, str] | None,
+    add_to: Tensor | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    if norm is not None:
+        x = F.rms_norm(x, x.shape[-1:], None, norm)
+    if add_to is not None:
+        return torch.addmm(add_to, x, weight.t(), out=add_to)
+    if dtype is not None and dtype != x.dtype:
+        return torch.mm(x, weight.t(), out_dtype=dtype)
+    product = F.linear(x, weight)
+    if gate is not None:
+        rows, hidden = x.shape[0], weight.shape[0] // 2
+        product, both = x.new_empty((rows, hidden)), product
+        block = min(1024, triton.next_power_of_2(hidden))
+        launch(
+            _gate, (rows, triton.cdiv(hidden, block)),
+            both, product, HIDDEN=hidden, GATE=gate[0], UP=gate[1], BLOCK=block,
+        )  # fmt: skip
+    return product

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..step import SlotMemory, Step
-from .launch import OVERLAP, arrive
+from .launch import arrive, launch
 
 
 @triton.jit
@@ -157,12 +157,12 @@ def sample_heads(logits: Tensor, step: Step, memory: SlotMemory, filter_k: int, 
     Begins the slots' next columns with codebook 0 and all that is given.
     """
     rows, codebooks = step.codes.shape
-    _sample_heads[(rows, 2)](
+    launch(
+        _sample_heads, (rows, 2),
         logits, step.cfg_scale, step.temperatures, step.top_k, step.uniforms, step.actions, step.codes,
         step.slots, step.given, step.given_kind, memory.audio, filter_k, actions, vocab,
         WIDTH=logits.shape[1], CODEBOOKS=codebooks, BLOCK_C=triton.next_power_of_2(codebooks),
         BLOCK=triton.next_power_of_2(max(actions, vocab)),
-        OVERLAP=OVERLAP, launch_pdl=OVERLAP,
     )  # fmt: skip
 
 
@@ -180,10 +180,11 @@ def first_stage(step: Step, enter: StageInput) -> None:
     """Enter the first stage with codebook 0."""
     rows, codebooks = step.codes.shape
     width = enter.x.shape[1]
-    _first_stage[(rows,)](
+    launch(
+        _first_stage, (rows,),
         step.codes, step.given, step.given_kind, enter.table, enter.inputs, enter.x,
         0, enter.group, enter.inputs.shape[1],
-        CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width), OVERLAP=OVERLAP, launch_pdl=OVERLAP,
+        CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width),
     )  # fmt: skip
 
 
@@ -195,10 +196,11 @@ def sample_stage(
     vocab, last = logits.shape[1], enter is None
     enter = enter or StageInput(logits, logits[:, None], 0, logits)
     width = enter.x.shape[1]
-    _sample_stage[(rows,)](
+    launch(
+        _sample_stage, (rows,),
         logits, step.cfg_scale, step.temperatures, step.top_k, step.uniforms, filter_k,
         step.codes, step.slots, step.given, step.given_kind, memory.audio, enter.table, enter.inputs, enter.x,
         vocab, codebook, enter.group, enter.inputs.shape[1],
         CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width),
-        BLOCK=triton.next_power_of_2(vocab), LAST=last, OVERLAP=OVERLAP, launch_pdl=OVERLAP,
+        BLOCK=triton.next_power_of_2(vocab), LAST=last,
     )  # fmt: skip
