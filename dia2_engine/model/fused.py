@@ -19,7 +19,7 @@ from .depformer import Depformer, DepformerLayer
 from .dia2 import Dia2
 from .kernels.attention import PagedAttention, attend_stages
 from .kernels.embedding import embed
-from .kernels.linear import linear
+from .kernels.linear import Pending, linear, pending
 from .kernels.sampling import StageInput, first_stage, sample_heads, sample_stage
 from .layers import GatedMlp, Linear, TextEmbedding, rope_table
 from .step import Columns, SlotMemory, Step
@@ -51,8 +51,8 @@ class FusedModel:
         """Feed one column of each row; samples actions and codebook 0, and keeps the hidden state."""
         config, transformer = self._config, self._transformer
         transformer(step, memory, step.hidden)
-        logits = linear(step.hidden, transformer.heads, norm=transformer.eps, dtype=torch.float32)
-        sample_heads(logits, step, memory, self._filter_k, config.actions, config.codec_vocab)
+        logits = pending(step.hidden, transformer.heads, transformer.eps, torch.float32)
+        sample_heads(*logits, step, memory, self._filter_k, config.actions, config.codec_vocab)
 
     def depform(self, step: Step, memory: SlotMemory) -> None:
         """Codebooks 1 and up, from the hidden state and codebook 0 of `transform`."""
@@ -70,10 +70,8 @@ class _Mlp:
     def of(cls, norm: nn.RMSNorm, mlp: GatedMlp, activations: tuple[str, str]) -> _Mlp:
         return cls(_folded(norm, [mlp.wi]), mlp.wi.weight, mlp.wo.weight, activations)
 
-    def add_to(self, x: Tensor, following: Tensor | None) -> None:
-        """`following` is the weight of the product behind."""
-        middle = linear(x, self.wi, norm=self.eps, gate=self.activations, following=self.wo)
-        linear(middle, self.wo, add_to=x, following=following)
+    def add_to(self, x: Tensor) -> None:
+        linear(linear(x, self.wi, norm=self.eps, gate=self.activations), self.wo, add_to=x)
 
 
 @dataclass(frozen=True)
@@ -112,14 +110,13 @@ class _FusedTransformer:
         branches = 2 * rows.slots.shape[0]
         attend = self._attention_for(branches, x.shape[0] // branches)
         embed(rows, memory, self.audio, *self.text, self.zero, x)
-        following = [attention.qkv for attention, _ in self.layers[1:]] + [self.heads]
         for index, (attention, mlp) in enumerate(self.layers):
-            qkv = linear(x, attention.qkv, norm=attention.eps, following=attention.out)
-            attended = attend(qkv, attention.norms, attention.eps, self.rope, rows, memory, index)
+            qkv = pending(x, attention.qkv, attention.eps)
+            attended = attend(*qkv, attention.norms, attention.eps, self.rope, rows, memory, index)
             if not all_of_it and index == len(self.layers) - 1:
                 break
-            linear(attended, attention.out, add_to=x, following=mlp.wi)
-            mlp.add_to(x, following[index])
+            linear(attended, attention.out, add_to=x)
+            mlp.add_to(x)
 
     def _attention_for(self, rows: int, columns: int) -> PagedAttention:
         stack, key = self.stack, (rows, columns)
@@ -169,7 +166,7 @@ class _FusedDepformer:
         first_stage(step, entries[0])
         self._add_text(x, step)
         for stage, following in enumerate([*entries[1:], None]):
-            sample_stage(self._logits(x, stage, cache), stage + 1, step, memory, filter_k, following)
+            sample_stage(*self._logits(x, stage, cache), stage + 1, step, memory, filter_k, following)
 
     def _add_text(self, x: Tensor, step: Step) -> None:
         if self.text is not None:
@@ -177,17 +174,14 @@ class _FusedDepformer:
             ids = step.next_text.long()
             x += (main[ids[:, 0]] + second[ids[:, 1]]).repeat_interleave(2, dim=0)
 
-    def _logits(self, x: Tensor, stage: int, cache: Tensor) -> Tensor:
-        layers = [(by_group[self.schedule[stage]], mlp) for by_group, mlp in self.layers]
-        following = [attention.qkv for attention, _ in layers[1:]] + [self.logits[stage]]
-        for (attention, mlp), own, behind in zip(layers, cache, following, strict=True):
-            qkv = linear(x, attention.qkv, norm=attention.eps, following=attention.out)
-            attended = attend_stages(qkv, *attention.norms, attention.eps, self.rope, own, stage)
-            linear(attended, attention.out, add_to=x, following=mlp.wi)
-            mlp.add_to(x, behind)
-        first, _ = self.layers[0]
-        next_stage = first[self.schedule[(stage + 1) % len(self.schedule)]].qkv
-        return linear(x, self.logits[stage], norm=self.eps, dtype=torch.float32, following=next_stage)
+    def _logits(self, x: Tensor, stage: int, cache: Tensor) -> tuple[Tensor, Pending | None]:
+        for (by_group, mlp), own in zip(self.layers, cache, strict=True):
+            attention = by_group[self.schedule[stage]]
+            qkv = pending(x, attention.qkv, attention.eps)
+            attended = attend_stages(*qkv, *attention.norms, attention.eps, self.rope, own, stage)
+            linear(attended, attention.out, add_to=x)
+            mlp.add_to(x)
+        return pending(x, self.logits[stage], self.eps, torch.float32)
 
 
 @torch.no_grad()

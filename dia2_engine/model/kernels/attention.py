@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..step import Rows, SlotMemory
 from .launch import arrive, launch
+from .linear import Pending, pending_arguments, row_factor
 
 _ENOUGH_BLOCKS = 264  # two for each multiprocessor of an H100: what a pass is split into, if it has fewer
 _MOST_SPLITS = 8
@@ -35,9 +36,9 @@ def _rotated(first, second, scale_ptr, rope_ptr, eps, HEAD: tl.constexpr, ROPE: 
 @triton.jit
 def _prepare(
     qkv_ptr, query_norm_ptr, key_norm_ptr, rope_ptr, slots_ptr, positions_ptr, where_ptr, table_ptr,
-    queries_ptr, keys_ptr, values_ptr, eps, columns, pages,
+    queries_ptr, keys_ptr, values_ptr, x_ptr, x_eps, eps, columns, pages,
     QUERY_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, OVERLAP: tl.constexpr,
+    WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One token: its queries to `queries`, its key and value into the cache."""
     arrive(OVERLAP)
@@ -48,12 +49,13 @@ def _prepare(
     d = tl.arange(0, half)[None, :]
     rope = rope_ptr + (tl.load(positions_ptr + owner) + column) * 2 * HEAD
     qkv = qkv_ptr + token.to(tl.int64) * (QUERY_HEADS + 2 * KV_HEADS) * HEAD
+    scale = row_factor(x_ptr, token.to(tl.int64), x_eps, WIDTH_X, BLOCK_X) if WIDTH_X else 1.0
 
     h = tl.arange(0, BLOCK_Q)[:, None]
     at, inside = h * HEAD + d, h < QUERY_HEADS
     first = tl.load(qkv + at, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(qkv + half + at, mask=inside, other=0.0).to(tl.float32)
-    first, second = _rotated(first, second, query_norm_ptr, rope, eps, HEAD, True)
+    first, second = _rotated(first * scale, second * scale, query_norm_ptr, rope, eps, HEAD, True)
     queries = queries_ptr + token.to(tl.int64) * QUERY_HEADS * HEAD + at
     tl.store(queries, first.to(queries_ptr.dtype.element_ty), mask=inside)
     tl.store(queries + half, second.to(queries_ptr.dtype.element_ty), mask=inside)
@@ -63,14 +65,16 @@ def _prepare(
     keys, values = qkv + QUERY_HEADS * HEAD, qkv + (QUERY_HEADS + KV_HEADS) * HEAD
     first = tl.load(keys + at, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(keys + half + at, mask=inside, other=0.0).to(tl.float32)
-    first, second = _rotated(first, second, key_norm_ptr, rope, eps, HEAD, True)
+    first, second = _rotated(first * scale, second * scale, key_norm_ptr, rope, eps, HEAD, True)
     where = tl.load(where_ptr + owner) + column
     page = tl.load(table_ptr + tl.load(slots_ptr + owner) * pages + where // PAGE).to(tl.int64)
     cell = ((page * 2 + branch) * KV_HEADS + h) * (PAGE * HEAD) + (where % PAGE) * HEAD + d
     tl.store(keys_ptr + cell, first.to(keys_ptr.dtype.element_ty), mask=inside)
     tl.store(keys_ptr + cell + half, second.to(keys_ptr.dtype.element_ty), mask=inside)
-    tl.store(values_ptr + cell, tl.load(values + at, mask=inside), mask=inside)
-    tl.store(values_ptr + cell + half, tl.load(values + half + at, mask=inside), mask=inside)
+    first = tl.load(values + at, mask=inside, other=0.0).to(tl.float32) * scale
+    second = tl.load(values + half + at, mask=inside, other=0.0).to(tl.float32) * scale
+    tl.store(values_ptr + cell, first.to(values_ptr.dtype.element_ty), mask=inside)
+    tl.store(values_ptr + cell + half, second.to(values_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -173,6 +177,7 @@ class PagedAttention:
     def __call__(
         self,
         qkv: Tensor,
+        norm: Pending | None,
         norms: tuple[Tensor, Tensor],
         eps: float,
         rope: Tensor,
@@ -182,17 +187,18 @@ class PagedAttention:
     ) -> Tensor:
         """From the products `qkv` [R * N, (query_heads + 2 * kv_heads) * head_dim] to [R * N, query_heads * head_dim].
 
-        The columns' own keys and values are written to the layer's cache first. norms: of queries, of keys;
-        rope [positions, 2, head_dim] float32.
+        The columns' own keys and values are written to the layer's cache first. norm: what is still to be applied
+        to qkv; norms: of queries, of keys; rope [positions, 2, head_dim] float32.
         """
         tokens, columns = qkv.shape[0], self.columns
         keys, values, pages = memory.keys[layer], memory.values[layer], memory.table.shape[1]
         heads = {"KV_HEADS": self.kv_heads, "HEAD": self.head, "PAGE": keys.shape[3]}
+        of_x, constants = pending_arguments(qkv, norm)
         launch(
             _prepare, (tokens,),
             qkv, *norms, rope, at.slots, at.positions, at.where, memory.table,
-            self.queries, keys, values, eps, columns, pages,
-            QUERY_HEADS=self.query_heads, **heads,
+            self.queries, keys, values, *of_x, eps, columns, pages,
+            QUERY_HEADS=self.query_heads, **heads, **constants,
             BLOCK_Q=triton.next_power_of_2(self.query_heads), BLOCK_KV=triton.next_power_of_2(self.kv_heads),
         )  # fmt: skip
         out = torch.empty_like(self.queries)
@@ -208,9 +214,9 @@ class PagedAttention:
 
 @triton.jit(do_not_specialize=["stage"])
 def _attend_stages(
-    qkv_ptr, query_norm_ptr, key_norm_ptr, rope_ptr, cache_ptr, out_ptr, rows, stage, eps,
+    qkv_ptr, query_norm_ptr, key_norm_ptr, rope_ptr, cache_ptr, out_ptr, x_ptr, x_eps, rows, stage, eps,
     STAGES: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, ROPE: tl.constexpr, BLOCK_T: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One row and head of one stage of the depformer: all stages so far fit into one block."""
     arrive(OVERLAP)
@@ -224,6 +230,10 @@ def _attend_stages(
     key_1, key_2 = tl.load(qkv).to(tl.float32), tl.load(qkv + half).to(tl.float32)
     qkv += HEADS * HEAD
     value_1, value_2 = tl.load(qkv).to(tl.float32), tl.load(qkv + half).to(tl.float32)
+    if WIDTH_X:
+        scale = row_factor(x_ptr, row, x_eps, WIDTH_X, BLOCK_X)
+        query_1, query_2, key_1, key_2 = query_1 * scale, query_2 * scale, key_1 * scale, key_2 * scale
+        value_1, value_2 = value_1 * scale, value_2 * scale
     rope = rope_ptr + stage * 2 * HEAD
     query_1, query_2 = _rotated(query_1, query_2, query_norm_ptr, rope, eps, HEAD, ROPE)
     key_1, key_2 = _rotated(key_1, key_2, key_norm_ptr, rope, eps, HEAD, ROPE)
@@ -252,17 +262,27 @@ def _attend_stages(
 
 
 def attend_stages(
-    qkv: Tensor, query_norm: Tensor, key_norm: Tensor, eps: float, rope: Tensor | None, cache: Tensor, stage: int
+    qkv: Tensor,
+    norm: Pending | None,
+    query_norm: Tensor,
+    key_norm: Tensor,
+    eps: float,
+    rope: Tensor | None,
+    cache: Tensor,
+    stage: int,
 ) -> Tensor:
     """Attention over the stages so far, from `qkv` [R, 3 * heads * head_dim] to [R, heads * head_dim].
 
-    rope [stages, 2, head_dim] float32; cache [2, R, heads, stages, head_dim], written at `stage`.
+    norm: what is still to be applied to qkv; rope [stages, 2, head_dim] float32;
+    cache [2, R, heads, stages, head_dim], written at `stage`.
     """
     _, rows, heads, stages, head = cache.shape
     out = qkv.new_empty((rows, heads * head))
+    of_x, constants = pending_arguments(qkv, norm)
     launch(
         _attend_stages, (rows, heads),
-        qkv, query_norm, key_norm, query_norm if rope is None else rope, cache, out, rows, stage, eps,
+        qkv, query_norm, key_norm, query_norm if rope is None else rope, cache, out, *of_x, rows, stage, eps,
+        **constants,
         STAGES=stages, HEADS=heads, HEAD=head, ROPE=rope is not None, BLOCK_T=triton.next_power_of_2(stages),
         num_warps=2,
     )  # fmt: skip

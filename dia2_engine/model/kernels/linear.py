@@ -5,8 +5,8 @@ is part of the product's), and the gate or the residual sum behind it is the epi
 all rows, so what counts is that all of the chip asks for bytes at once, and early: before the kernel in front ends.
 
 With the rows of one or two streams matrix units, which work on 16 rows, gain nothing. With more they do all the work,
-and operands go from memory to them without passing through registers. With many rows, or many for a large weight, the
-vendor's library does better; it also serves float32, which is for parity.
+and operands go from memory to them without passing through registers. With still more the vendor's library does
+better; whoever reads its product then applies the norm's factor (`Pending`). It also serves float32, for parity.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from .launch import OVERLAP, arrive, launch
 
 # Which kernel wins where: docs/performance.md.
 _FEW_ROWS = 4  # up to here the one without matrix units
-_SOME_ROWS, _SOME_WEIGHTS = 128, 1 << 23  # up to here tiles, for weights below this size
-_TILED_ROWS = 32  # up to here tiles for all weights
+_SOME_ROWS = 32  # up to here tiles
+_SUM_ROWS, _SUM_WEIGHTS = 128, 1 << 22  # up to here tiles for residual sums, with weights below this size
 _OUTPUTS = 4  # of a block of few rows
 _WEIGHTS = 2048  # of each output that such a block holds at a time, over its rows
-_FETCHED_BYTES = 16 << 20  # of the following weight: the L2 cache, of 50 MB, serves two kernels
 
 
 @triton.jit
@@ -56,6 +55,14 @@ def _squares(x):
 
 
 @triton.jit
+def row_factor(x_ptr, row, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The factor of an RMSNorm of one row of x [R, WIDTH]."""
+    w = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * WIDTH + w, mask=w < WIDTH, other=0.0).to(tl.float32)
+    return tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
+
+
+@triton.jit
 def _prefetch(pointers):
     """Ask for the lines of 128 bytes that hold these to come to the L2 cache."""
     tl.inline_asm_elementwise(
@@ -63,11 +70,11 @@ def _prefetch(pointers):
     )
 
 
-@triton.jit(do_not_specialize=["rows", "following"])
+@triton.jit(do_not_specialize=["rows"])
 def _few_rows(
-    x_ptr, weight_ptr, following_ptr, out_ptr, rows, outputs, following, eps,
-    LINES: tl.constexpr, INPUTS: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr,
-    UP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
+    x_ptr, weight_ptr, out_ptr, rows, outputs, eps,
+    INPUTS: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     r = tl.arange(0, BLOCK_R)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -78,10 +85,6 @@ def _few_rows(
     weight = tl.load(weights, mask=real, other=0.0)  # before `arrive`: while the kernel before still runs
     if GATE != "":
         up = tl.load(ups, mask=real, other=0.0)
-    if LINES > 0:  # and its share of the next product's weight: the memory never rests
-        line: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth
-        lines = (tl.program_id(0) * LINES + tl.arange(0, LINES)) * line
-        _prefetch(following_ptr + tl.minimum(lines, following - 1))
     arrive(OVERLAP)
     xs = x_ptr + r[:, None] * INPUTS + k[None, :]
     inside = (r < rows)[:, None]
@@ -184,6 +187,7 @@ def _tile(
             up = _chunk(weights + outputs * INPUTS + start, k, INPUTS - start, even)
             second = _times(x, up, second, SLICES)
         if NORM:  # x x^T, whose diagonal is wanted: x is in the matrix units anyhow
+            tl.static_assert(SLICES > 1)
             squares = _times(x, x, squares, SLICES)
     if SLICES > 1:
         total, second, squares = tl.sum(total, 0), tl.sum(second, 0), tl.sum(squares, 0)
@@ -231,19 +235,22 @@ class Tile:
 
 
 _ENOUGH_BLOCKS = 96  # for the 132 multiprocessors of an H100
-# By the rows of a product. The first one with enough blocks is taken: large tiles read the fewest bytes.
-_TILES = {
-    _TILED_ROWS: (Tile(16, 32, 64, slices=4), Tile(16, 16, 64, slices=4)),
-    _SOME_ROWS: (Tile(64, 64, 64), Tile(64, 32, 64, stages=5)),
-}
+# The first one with enough blocks is taken: large tiles read the fewest bytes.
+_TILES = (Tile(16, 32, 64, slices=4), Tile(16, 16, 64, slices=4))
+_SUM_TILE = Tile(64, 32, 64, stages=5)
 _MOST_SPLITS = 4
 _AHEAD_BYTES = 8 << 20  # a larger weight than this gains nothing by being asked for ahead
 _MOST_TILES = 4096  # of a product that is split
 
 
-def _tile_for(rows: int, weights: int) -> Tile:
-    tiles = _TILES[_TILED_ROWS if rows <= _TILED_ROWS else _SOME_ROWS]
-    return next((tile for tile in tiles if tile.blocks(rows, weights) >= _ENOUGH_BLOCKS), tiles[-1])
+def _tile_for(x: Tensor, weight: Tensor, *, add: bool) -> Tile | None:
+    """None: the vendor's library is to do it."""
+    rows, outputs = x.shape[0], weight.shape[0]
+    if x.element_size() > 2:
+        return None
+    if rows <= _SOME_ROWS:
+        return next((tile for tile in _TILES if tile.blocks(rows, outputs) >= _ENOUGH_BLOCKS), _TILES[-1])
+    return _SUM_TILE if add and rows <= _SUM_ROWS and weight.numel() < _SUM_WEIGHTS else None
 
 
 def _splits_for(blocks: int, steps: int) -> int:
@@ -260,14 +267,20 @@ def _arrived(device: torch.device) -> Tensor:
 
 @triton.jit
 def _gate(
-    both_ptr, out_ptr, HIDDEN: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    both_ptr, x_ptr, out_ptr, eps,
+    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, NORM: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_W: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    """One row's f(first half) * g(second half) of a product, and before that the factor of a norm of x."""
     arrive(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(both_ptr + row * 2 * HIDDEN + h, mask=h < HIDDEN).to(tl.float32)
     up = tl.load(both_ptr + row * 2 * HIDDEN + HIDDEN + h, mask=h < HIDDEN).to(tl.float32)
+    if NORM:
+        factor = row_factor(x_ptr, row, eps, WIDTH, BLOCK_W)
+        gate *= factor
+        up *= factor
     out = _activate(gate, GATE) * _activate(up, UP)
     tl.store(out_ptr + row * HIDDEN + h, out.to(out_ptr.dtype.element_ty), mask=h < HIDDEN)
 
@@ -280,51 +293,64 @@ def linear(
     gate: tuple[str, str] | None = None,
     add_to: Tensor | None = None,
     dtype: torch.dtype | None = None,
-    following: Tensor | None = None,
 ) -> Tensor:
     """`x @ weight.T` for contiguous x [R, in] and weight [out, in].
 
-    norm       the epsilon of an RMSNorm of x in front, whose own weight is multiplied into `weight`
-    gate       names of activations (f, g): `weight` is [2 * out, in], and the result f(first half) * g(second half)
-    add_to     the residual stream [R, out]: the product is added to it in place, and it is returned
-    dtype      of the result, if not that of x
-    following  the weight that will be read next: with few rows it is fetched into the cache meanwhile
+    norm    the epsilon of an RMSNorm of x in front, whose own weight is multiplied into `weight`
+    gate    names of activations (f, g): `weight` is [2 * out, in], and the result f(first half) * g(second half)
+    add_to  the residual stream [R, out]: the product is added to it in place, and it is returned
+    dtype   of the result, if not that of x
     """
     rows, outputs = x.shape[0], weight.shape[0] // 2 if gate else weight.shape[0]
-    small = rows <= _TILED_ROWS or (rows <= _SOME_ROWS and weight.numel() < _SOME_WEIGHTS)
-    if rows > _FEW_ROWS and not (small and x.element_size() == 2):
+    tile = _tile_for(x, weight, add=add_to is not None) if rows > _FEW_ROWS else None
+    if rows > _FEW_ROWS and tile is None:
         return _many_rows(x, weight, norm=norm, gate=gate, add_to=add_to, dtype=dtype)
     out = x.new_empty((rows, outputs), dtype=dtype or x.dtype) if add_to is None else add_to
-    if rows > _FEW_ROWS:
-        tiled(x, weight, out, _tile_for(rows, weight.shape[0]), norm=norm, gate=gate, add=add_to is not None)
+    if tile is not None:
+        tiled(x, weight, out, tile, norm=norm, gate=gate, add=add_to is not None)
     else:
-        _by_outputs(x, weight, out, following, norm=norm, gate=gate, add=add_to is not None)
+        _by_outputs(x, weight, out, norm=norm, gate=gate, add=add_to is not None)
     return out
 
 
+@dataclass(frozen=True)
+class Pending:
+    """An RMSNorm of x [R, in], of which the factor of each row is still to be applied to a product."""
+
+    x: Tensor
+    eps: float
+
+
+def pending(x: Tensor, weight: Tensor, norm: float, dtype: torch.dtype | None = None) -> tuple[Tensor, Pending | None]:
+    """`linear` with a norm; but where that would take a kernel of its own, its factor is left to who reads the product.
+
+    x must not change before that.
+    """
+    if x.shape[0] <= _FEW_ROWS or _tile_for(x, weight, add=False) is not None:
+        return linear(x, weight, norm=norm, dtype=dtype), None
+    return linear(x, weight, dtype=dtype), Pending(x, norm)
+
+
+def pending_arguments(product: Tensor, norm: Pending | None) -> tuple[tuple[Tensor, float], dict[str, int]]:
+    """For a kernel that calls `row_factor`: x and eps, and the constants WIDTH_X (0: nothing pending) and BLOCK_X."""
+    if norm is None:
+        return (product, 0.0), {"WIDTH_X": 0, "BLOCK_X": 1}
+    width = norm.x.shape[1]
+    return (norm.x, norm.eps), {"WIDTH_X": width, "BLOCK_X": triton.next_power_of_2(width)}
+
+
 def _by_outputs(
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    following: Tensor | None,
-    *,
-    norm: float | None,
-    gate: tuple[str, str] | None,
-    add: bool,
+    x: Tensor, weight: Tensor, out: Tensor, *, norm: float | None, gate: tuple[str, str] | None, add: bool
 ) -> None:
     """`linear` of few rows into `out`."""
     (rows, inputs), outputs = x.shape, out.shape[1]
-    block_r, blocks = triton.next_power_of_2(rows), triton.cdiv(outputs, _OUTPUTS)
+    block_r = triton.next_power_of_2(rows)
     block_k = min(_WEIGHTS // (block_r * (2 if gate else 1)), inputs & -inputs)  # a divisor: no block is ragged
-    lines = 0
-    if following is not None and OVERLAP:
-        lines = triton.next_power_of_2(triton.cdiv(min(following.nbytes, _FETCHED_BYTES), 128 * blocks))
-    following = weight if following is None else following
     launch(
-        _few_rows, (blocks,),
-        x, weight, following, out, rows, outputs, following.numel(), norm or 0.0,
-        LINES=lines, INPUTS=inputs, NORM=norm is not None, ADD=add, GATE=gate[0] if gate else "",
-        UP=gate[1] if gate else "", BLOCK_R=block_r, BLOCK_N=_OUTPUTS, BLOCK_K=block_k,
+        _few_rows, (triton.cdiv(outputs, _OUTPUTS),),
+        x, weight, out, rows, outputs, norm or 0.0,
+        INPUTS=inputs, NORM=norm is not None, ADD=add, GATE=gate[0] if gate else "", UP=gate[1] if gate else "",
+        BLOCK_R=block_r, BLOCK_N=_OUTPUTS, BLOCK_K=block_k,
     )  # fmt: skip
 
 
@@ -364,7 +390,7 @@ def _many_rows(
     add_to: Tensor | None,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    if norm is not None:
+    if norm is not None and gate is None:
         x = F.rms_norm(x, x.shape[-1:], None, norm)
     if add_to is not None:
         return torch.addmm(add_to, x, weight.t(), out=add_to)
@@ -372,11 +398,12 @@ def _many_rows(
         return torch.mm(x, weight.t(), out_dtype=dtype)
     product = F.linear(x, weight)
     if gate is not None:
-        rows, hidden = x.shape[0], weight.shape[0] // 2
+        (rows, width), hidden = x.shape, weight.shape[0] // 2
         product, both = x.new_empty((rows, hidden)), product
         block = min(1024, triton.next_power_of_2(hidden))
         launch(
             _gate, (rows, triton.cdiv(hidden, block)),
-            both, product, HIDDEN=hidden, GATE=gate[0], UP=gate[1], BLOCK=block,
+            both, x, product, norm or 0.0, HIDDEN=hidden, WIDTH=width, NORM=norm is not None,
+            GATE=gate[0], UP=gate[1], BLOCK=block, BLOCK_W=triton.next_power_of_2(width),
         )  # fmt: skip
     return product

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..step import SlotMemory, Step
 from .launch import arrive, launch
+from .linear import Pending, pending_arguments, row_factor
 
 
 @triton.jit
@@ -63,8 +64,9 @@ def _sampled(cond, uncond, vocab, scale, temperature, top_k, uniform, filter_k, 
 @triton.jit
 def _sample_heads(
     logits_ptr, scale_ptr, temperature_ptr, top_k_ptr, uniform_ptr, actions_ptr, codes_ptr,
-    slots_ptr, given_ptr, kind_ptr, audio_ptr, filter_k, actions, vocab,
-    WIDTH: tl.constexpr, CODEBOOKS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    slots_ptr, given_ptr, kind_ptr, audio_ptr, x_ptr, x_eps, filter_k, actions, vocab,
+    WIDTH: tl.constexpr, CODEBOOKS: tl.constexpr, WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The action (head 0) or codebook 0 (head 1) of one row; with that, what is given of the slot's next column."""
     arrive(OVERLAP)
@@ -74,6 +76,9 @@ def _sample_heads(
     logits = logits_ptr + row * 2 * WIDTH + tl.where(head == 0, 0, actions) + v
     cond = tl.load(logits, mask=v < size, other=0.0)
     uncond = tl.load(logits + WIDTH, mask=v < size, other=0.0)
+    if WIDTH_X:
+        cond *= row_factor(x_ptr, row * 2, x_eps, WIDTH_X, BLOCK_X)
+        uncond *= row_factor(x_ptr, row * 2 + 1, x_eps, WIDTH_X, BLOCK_X)
     chosen = _sampled(
         cond, uncond, size,
         tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + head), tl.load(top_k_ptr + row * 2 + head),
@@ -123,10 +128,10 @@ def _first_stage(
 
 @triton.jit(do_not_specialize=["codebook", "group", "groups"])
 def _sample_stage(
-    logits_ptr, scale_ptr, temperature_ptr, top_k_ptr, uniform_ptr, filter_k,
+    logits_ptr, normed_ptr, norm_eps, scale_ptr, temperature_ptr, top_k_ptr, uniform_ptr, filter_k,
     codes_ptr, slots_ptr, given_ptr, kind_ptr, audio_ptr, table_ptr, inputs_ptr, x_ptr, vocab, codebook, group, groups,
-    CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK: tl.constexpr, LAST: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK: tl.constexpr, LAST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One codebook of one row, and the input of the next stage."""
     arrive(OVERLAP)
@@ -135,6 +140,9 @@ def _sample_stage(
     logits = logits_ptr + row * 2 * vocab + v
     cond = tl.load(logits, mask=v < vocab, other=0.0)
     uncond = tl.load(logits + vocab, mask=v < vocab, other=0.0)
+    if WIDTH_X:
+        cond *= row_factor(normed_ptr, row * 2, norm_eps, WIDTH_X, BLOCK_X)
+        uncond *= row_factor(normed_ptr, row * 2 + 1, norm_eps, WIDTH_X, BLOCK_X)
     chosen = _sampled(
         cond, uncond, vocab,
         tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + 1), tl.load(top_k_ptr + row * 2 + 1),
@@ -151,16 +159,21 @@ def _sample_stage(
         )  # fmt: skip
 
 
-def sample_heads(logits: Tensor, step: Step, memory: SlotMemory, filter_k: int, actions: int, vocab: int) -> None:
+def sample_heads(
+    logits: Tensor, norm: Pending | None, step: Step, memory: SlotMemory, filter_k: int, actions: int, vocab: int
+) -> None:
     """Sample the action and codebook 0 from float32 logits [R * 2, actions + at least `vocab`].
 
-    Begins the slots' next columns with codebook 0 and all that is given.
+    Begins the slots' next columns with codebook 0 and all that is given. norm: what is still to be applied to the
+    logits.
     """
     rows, codebooks = step.codes.shape
+    of_x, constants = pending_arguments(logits, norm)
     launch(
         _sample_heads, (rows, 2),
         logits, step.cfg_scale, step.temperatures, step.top_k, step.uniforms, step.actions, step.codes,
-        step.slots, step.given, step.given_kind, memory.audio, filter_k, actions, vocab,
+        step.slots, step.given, step.given_kind, memory.audio, *of_x, filter_k, actions, vocab,
+        **constants,
         WIDTH=logits.shape[1], CODEBOOKS=codebooks, BLOCK_C=triton.next_power_of_2(codebooks),
         BLOCK=triton.next_power_of_2(max(actions, vocab)),
     )  # fmt: skip
@@ -189,18 +202,28 @@ def first_stage(step: Step, enter: StageInput) -> None:
 
 
 def sample_stage(
-    logits: Tensor, codebook: int, step: Step, memory: SlotMemory, filter_k: int, enter: StageInput | None
+    logits: Tensor,
+    norm: Pending | None,
+    codebook: int,
+    step: Step,
+    memory: SlotMemory,
+    filter_k: int,
+    enter: StageInput | None,
 ) -> None:
-    """Sample a codebook of the slots' next columns from float32 logits [R * 2, vocab]; then enter the next stage."""
+    """Sample a codebook of the slots' next columns from float32 logits [R * 2, vocab]; then enter the next stage.
+
+    norm: what is still to be applied to the logits; its x may be the one that is written.
+    """
     rows, codebooks = step.codes.shape
     vocab, last = logits.shape[1], enter is None
     enter = enter or StageInput(logits, logits[:, None], 0, logits)
     width = enter.x.shape[1]
+    of_x, constants = pending_arguments(logits, norm)
     launch(
         _sample_stage, (rows,),
-        logits, step.cfg_scale, step.temperatures, step.top_k, step.uniforms, filter_k,
+        logits, *of_x, step.cfg_scale, step.temperatures, step.top_k, step.uniforms, filter_k,
         step.codes, step.slots, step.given, step.given_kind, memory.audio, enter.table, enter.inputs, enter.x,
         vocab, codebook, enter.group, enter.inputs.shape[1],
-        CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width),
+        **constants, CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width),
         BLOCK=triton.next_power_of_2(vocab), LAST=last,
     )  # fmt: skip
