@@ -143,17 +143,18 @@ def measure_passes(checkpoint: str, loads: list[int], *, profile: bool = False) 
     inputs.slots[:], inputs.positions[:], inputs.where[:] = range(max(loads)), POSITION, POSITION
     inputs.uniforms[:], inputs.cfg_scale[:], inputs.temperatures[:], inputs.top_k[:] = 0.5, 2.0, (0.6, 0.8), 50
     runner.buffers.upload()
+    runner.frames.arrays["slots"][:] = range(max(loads))
+    runner.frames.upload()
+    runner.codec_state.positions.fill_(POSITION * codec.config.latent_stride)
     for slot in range(max(loads)):
         runner.open(slot, CONTEXT)
     rows = []
     for streams in loads:
-        passes = {name: partial(runner.graphs.replay, (name, streams)) for name in ("transform", "depform")}
-        passes["codec"] = partial(runner.codec_graphs.replay, streams)
-        text, depformer, decode = (median_ms(run) for run in passes.values())
+        text, depformer = (
+            median_ms(partial(runner.graphs.replay, (name, streams))) for name in ("transform", "depform")
+        )
+        decode = median_ms(partial(runner.codec_graphs.replay, streams))
         frame = frame_ms(runner, streams)
-        if profile:
-            for name, run in passes.items():
-                print_kernels(f"{name}, {streams} streams", run)
         rows.append(
             {
                 "streams": streams,
@@ -166,6 +167,10 @@ def measure_passes(checkpoint: str, loads: list[int], *, profile: bool = False) 
                 "depformer_bytes_s": depformer_bytes / depformer * 1000,
             }
         )
+    for streams in loads if profile else []:  # at the end, since the profiler slows down what comes after it
+        for name in ("transform", "depform"):
+            print_kernels(f"{name}, {streams} streams", partial(runner.graphs.replay, (name, streams)))
+        print_kernels(f"codec, {streams} streams", partial(runner.codec_graphs.replay, streams))
     return {
         "context": CONTEXT,
         "position": POSITION,
@@ -183,25 +188,32 @@ def measure_steps(checkpoint: str, loads: list[int], steps: int = 30) -> list[di
     """What a step costs with its host, by number of streams; they enter one after another, so their columns differ."""
     settings: dict[str, Any] = {"device": "cuda", "slots": max(loads), "run_ahead_s": 0.0, "kv_gb": KV_GB}
     engine = Engine(EngineConfig(checkpoint, voices=str(ROOT / "voices"), default_voice=VOICE, **settings))
-    rows = []
-    for streams in loads:
-        for seed in range(streams):
-            engine.start(engine.parse(Request(LONG, seed=seed, max_seconds=30)))
-        while not all(stream.boundary.frames_out for stream in engine.live):
-            engine.step(engine.live, _ignore)
-        times = []
-        for _ in range(steps):
-            started = time.monotonic()
-            engine.step(engine.live, _ignore)
-            times.append(1000 * (time.monotonic() - started))
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            for _ in range(steps):
+    walls, shares = {}, {}
+    for profiled in (False, True):  # in this order, since the profiler slows down what comes after it
+        for streams in loads:
+            for seed in range(streams):
+                engine.start(engine.parse(Request(LONG, seed=seed, max_seconds=30)))
+            while not all(stream.boundary.frames_out for stream in engine.live):
                 engine.step(engine.live, _ignore)
-            torch.cuda.synchronize()
-        rows.append({"streams": streams, "step_ms": statistics.median(times), **_device_share(profiler, steps)})
-        for stream in engine.live:
-            engine.release(stream)
-    return rows
+            if profiled:
+                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+                    _time_steps(engine, steps)
+                shares[streams] = _device_share(profiler, steps)
+            else:
+                walls[streams] = statistics.median(_time_steps(engine, steps))
+            for stream in engine.live:
+                engine.release(stream)
+    return [{"streams": streams, "step_ms": walls[streams], **shares[streams]} for streams in loads]
+
+
+def _time_steps(engine: Engine, steps: int) -> list[float]:
+    times = []
+    for _ in range(steps):
+        started = time.monotonic()
+        engine.step(engine.live, _ignore)
+        times.append(1000 * (time.monotonic() - started))
+    torch.cuda.synchronize()
+    return times
 
 
 def _ignore(*_: object) -> None:
@@ -393,6 +405,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("this measures a GPU, and there is none")
     gpu = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
     report: dict[str, Any] = {"machine": gpu}
+    if args.others:  # before anything that uses the profiler
+        report["first_audio"] = measure_first_audio(args.checkpoint, args.others, args.rounds)
+        print_first_audio(report["first_audio"])
+        torch.cuda.empty_cache()
+    if args.live:
+        report["live"] = measure_live(args.checkpoint, args.live, args.seconds)
+        print_live(report["live"])
+        torch.cuda.empty_cache()
     if args.streams:
         report["passes"] = measure_passes(args.checkpoint, args.streams, profile=args.profile)
         print_passes(gpu, report["passes"])
@@ -400,14 +420,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.steps:
         report["steps"] = measure_steps(args.checkpoint, args.steps)
         print_steps(report["steps"])
-        torch.cuda.empty_cache()
-    if args.others:
-        report["first_audio"] = measure_first_audio(args.checkpoint, args.others, args.rounds)
-        print_first_audio(report["first_audio"])
-        torch.cuda.empty_cache()
-    if args.live:
-        report["live"] = measure_live(args.checkpoint, args.live, args.seconds)
-        print_live(report["live"])
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0

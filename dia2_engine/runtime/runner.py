@@ -108,7 +108,7 @@ class ModelRunner:
 
             self._codec = FusedMimi(codec, exact=weight.dtype == torch.float32)
             self.codec_state = self._codec.new_state(slots + 1)
-            self._frames = Staged({"slots": (slots,), "codes": (slots, config.codebooks)}, self.device)
+            self.frames = Staged({"slots": (slots,), "codes": (slots, config.codebooks)}, self.device)
             self._audio = torch.zeros((slots, codec.config.frame_samples), device=self.device)
             self._pcm = torch.zeros_like(self._audio, device="cpu", pin_memory=True)
         else:
@@ -182,14 +182,14 @@ class ModelRunner:
                 torch.from_numpy(codes), self.codec_state, torch.tensor(slots)
             ).numpy()
             return audio
-        batch, bucket, arrays = len(slots), self._bucket(len(slots)), self._frames.arrays
+        batch, bucket, arrays = len(slots), self._bucket(len(slots)), self.frames.arrays
         arrays["slots"][:batch], arrays["slots"][batch:bucket] = slots, self.slots
         parts = []
         with self._beside():
             for frame in range(codes.shape[2]):
-                self._frames.wait()
+                self.frames.wait()
                 arrays["codes"][:batch] = codes[:, :, frame]
-                self._frames.upload()
+                self.frames.upload()
                 self.codec_graphs.run(bucket, lambda: self._decode(bucket))
                 self._pcm[:batch].copy_(self._audio[:batch], non_blocking=True)
                 self._codec_queue.synchronize()
@@ -261,7 +261,7 @@ class ModelRunner:
         return self._buckets[bisect_left(self._buckets, rows)]
 
     def _decode(self, bucket: int) -> None:
-        codes, rows = (self._frames.tensors[name][:bucket] for name in ("codes", "slots"))
+        codes, rows = (self.frames.tensors[name][:bucket] for name in ("codes", "slots"))
         self._codec.decode(codes, self.codec_state, rows, self._audio[:bucket])
 
     @torch.inference_mode()
@@ -270,8 +270,8 @@ class ModelRunner:
         from ..model.kernels.launch import compiled_ahead
 
         started = time.monotonic()
-        self._frames.arrays["slots"][:] = self.slots
-        self._frames.upload()
+        self.frames.arrays["slots"][:] = self.slots
+        self.frames.upload()
         with compiled_ahead():
             self._passes.extend(self._known.columns, self.memory)
             for bucket in self._buckets:

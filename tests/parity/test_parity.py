@@ -196,6 +196,8 @@ def test_forward(vectors: Vectors, device: str, engines: dict[Any, Engine]) -> N
                 return previous[step, :, min(codebook, previous.shape[-1] - 1)]
 
             model.depformer(hidden[:, step], columns[:, step, :2], previous[step, :, 0], pick)
+    if device == "cuda":
+        del logits["hidden"]  # the last norm's weight is part of the products behind it there
     for name, value in logits.items():
         torch.testing.assert_close(
             value.permute(1, 0, 2).cpu(), golden[f"forward.{name}"], rtol=0, atol=LOGIT_TOLERANCE

@@ -218,11 +218,21 @@ def _attend_stages(
     STAGES: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, ROPE: tl.constexpr, BLOCK_T: tl.constexpr,
     WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One row and head of one stage of the depformer: all stages so far fit into one block."""
-    arrive(OVERLAP)
+    """One row and head of one stage of the depformer: all stages so far fit into one block.
+
+    Keys and values of the stages before were written many kernels ago, so they are read before `arrive`.
+    """
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half: tl.constexpr = HEAD // 2
     d, t = tl.arange(0, half), tl.arange(0, BLOCK_T)
+    keys = cache_ptr + (row * HEADS + head) * STAGES * HEAD
+    values = keys + rows.to(tl.int64) * HEADS * STAGES * HEAD
+    cells, past = t[:, None] * HEAD + d[None, :], (t < stage)[:, None]
+    keys_1 = tl.load(keys + cells, mask=past, other=0.0)
+    keys_2 = tl.load(keys + half + cells, mask=past, other=0.0)
+    values_1 = tl.load(values + cells, mask=past, other=0.0)
+    values_2 = tl.load(values + half + cells, mask=past, other=0.0)
+    arrive(OVERLAP)
     zero = tl.zeros((1,), tl.int32)[:, None]  # one head, in the two dimensions that `_rotated` expects
     qkv = qkv_ptr + (row * 3 * HEADS + head) * HEAD + zero + d[None, :]
     query_1, query_2 = tl.load(qkv).to(tl.float32), tl.load(qkv + half).to(tl.float32)
@@ -238,20 +248,16 @@ def _attend_stages(
     query_1, query_2 = _rotated(query_1, query_2, query_norm_ptr, rope, eps, HEAD, ROPE)
     key_1, key_2 = _rotated(key_1, key_2, key_norm_ptr, rope, eps, HEAD, ROPE)
 
-    keys = cache_ptr + (row * HEADS + head) * STAGES * HEAD
-    values = keys + rows.to(tl.int64) * HEADS * STAGES * HEAD
     own = stage * HEAD + zero + d[None, :]
     kind = cache_ptr.dtype.element_ty
     tl.store(keys + own, key_1.to(kind))
     tl.store(keys + own + half, key_2.to(kind))
     tl.store(values + own, value_1.to(kind))
     tl.store(values + own + half, value_2.to(kind))
-    cells, past = t[:, None] * HEAD + d[None, :], (t < stage)[:, None]
     now = (t == stage)[:, None]  # its own key and value come from registers, not back from memory
-    keys_1 = tl.where(now, key_1, tl.load(keys + cells, mask=past, other=0.0).to(tl.float32))
-    keys_2 = tl.where(now, key_2, tl.load(keys + half + cells, mask=past, other=0.0).to(tl.float32))
-    values_1 = tl.where(now, value_1, tl.load(values + cells, mask=past, other=0.0).to(tl.float32))
-    values_2 = tl.where(now, value_2, tl.load(values + half + cells, mask=past, other=0.0).to(tl.float32))
+    keys_1, keys_2 = tl.where(now, key_1, keys_1.to(tl.float32)), tl.where(now, key_2, keys_2.to(tl.float32))
+    values_1 = tl.where(now, value_1, values_1.to(tl.float32))
+    values_2 = tl.where(now, value_2, values_2.to(tl.float32))
     scores = tl.sum(keys_1 * query_1, 1) + tl.sum(keys_2 * query_2, 1)
     scores = tl.where(t <= stage, scores, -1e30)
     weights = tl.exp(scores - tl.max(scores, 0))
