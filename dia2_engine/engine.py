@@ -262,13 +262,13 @@ class Engine:
         for row in made:
             stream, ids = row.stream, codes[row.row]
             grid = stream.boundary.grid
-            sampled = grid.sampled(row.column)
-            if self.guard.debug and not self._guarded(stream, emit, self.guard.sampled, ids[sampled]):
-                continue
+            if self.guard.debug:
+                sampled = grid.sampled(row.column)
+                if not self._guarded(stream, emit, self.guard.sampled, ids[sampled]):
+                    continue
             stream.boundary.take_codes(row.column, ids)
-            frames = [grid.frame(index) for index in row.frames]
-            if all(self._guarded(stream, emit, self.guard.codec, frame) for frame in frames):
-                ready[stream] = frames
+            ready[stream] = [grid.frame(index) for index in row.frames]
+        ready = self._without_illegal(ready, emit)
         if frames_ready := sum(map(len, ready.values())):
             self.telemetry.count("frames", frames_ready)
         while batch := [stream for stream, frames in ready.items() if frames]:
@@ -278,6 +278,16 @@ class Engine:
                 stream.audio.append(samples)
         for stream in ready:
             self._send(stream, emit)
+
+    def _without_illegal(self, frames: dict[Stream, list[Ids]], emit: Emit) -> dict[Stream, list[Ids]]:
+        """Fails the streams of which a frame must not reach the codec, and leaves the others."""
+        together = [frame for each in frames.values() for frame in each]
+        try:
+            self.guard.codec(np.array(together, np.int64))  # at once: there is next to never one to be found
+            return frames
+        except InternalError:
+            check = self.guard.codec
+            return {s: each for s, each in frames.items() if all(self._guarded(s, emit, check, f) for f in each)}
 
     def _send(self, stream: Stream, emit: Emit) -> None:
         end = stream.boundary.end

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 Sink = Callable[[Event], None]
 IsCancelled = Callable[[], bool]
 _POLL_S = 0.02
+_POLLED_AT_ONCE = 64  # more streams than this are polled less often: at 256 once a frame
 _SAFE_LEAD_S = 0.5  # a stream this far ahead of its listener can wait for one that has sent nothing yet
 
 
@@ -209,7 +210,7 @@ class Worker:
             with self._wake:
                 if gone:
                     self._wake.notify_all()
-                self._wake.wait_for(lambda: self._closing, _POLL_S)
+                self._wake.wait_for(lambda: self._closing, _POLL_S * max(1.0, len(polled) / _POLLED_AT_ONCE))
 
     @staticmethod
     def _is_gone(poll: IsCancelled) -> bool:
