@@ -339,7 +339,12 @@ def test_say_ends_with_2_when_refused_and_leaves_files_alone(server: Server, tmp
 def test_control_c_keeps_a_valid_file_of_what_arrived(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "out.wav"
     command = [sys.executable, "-m", "dia2_client", "--url", server.grpc_url, LONG, "-o", str(out), "--raw", "-"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+
+    def heed_control_c() -> None:  # a shell that runs the tests in the background has it ignored, which is inherited
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=heed_control_c) as process:
         assert process.stdout is not None
         first = os.read(process.stdout.fileno(), 1)  # it streams, and will wait for us when the pipe is full
         process.send_signal(signal.SIGINT)

@@ -20,15 +20,26 @@ _MOST_SPLITS = 8
 
 
 @triton.jit
-def _rotated(first, second, scale_ptr, rope_ptr, eps, HEAD: tl.constexpr, ROPE: tl.constexpr):
-    """Norm and rotation of float32 heads [H, HEAD / 2], given as their two halves; `rope_ptr` is at the position."""
-    d = tl.arange(0, HEAD // 2)
+def _scales(scale_ptr, HEAD: tl.constexpr):
+    """Both halves [1, HEAD / 2] of a norm's weight."""
+    d = tl.arange(0, HEAD // 2)[None, :]
+    return tl.load(scale_ptr + d).to(tl.float32), tl.load(scale_ptr + HEAD // 2 + d).to(tl.float32)
+
+
+@triton.jit
+def _angles(rope_ptr, HEAD: tl.constexpr):
+    """cos and sin [1, HEAD / 2] of the position at which `rope_ptr` is."""
+    d = tl.arange(0, HEAD // 2)[None, :]
+    return tl.load(rope_ptr + d), tl.load(rope_ptr + HEAD + d)
+
+
+@triton.jit
+def _rotated(first, second, scale_1, scale_2, cos, sin, eps, HEAD: tl.constexpr, ROPE: tl.constexpr):
+    """Norm and rotation of float32 heads [H, HEAD / 2], given as their two halves."""
     factor = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / HEAD + eps)[:, None]
-    first *= factor * tl.load(scale_ptr + d).to(tl.float32)[None, :]
-    second *= factor * tl.load(scale_ptr + HEAD // 2 + d).to(tl.float32)[None, :]
+    first *= factor * scale_1
+    second *= factor * scale_2
     if ROPE:
-        cos = tl.load(rope_ptr + d)[None, :]
-        sin = tl.load(rope_ptr + HEAD + d)[None, :]
         first, second = first * cos - second * sin, second * cos + first * sin
     return first, second
 
@@ -41,13 +52,17 @@ def _prepare(
     WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One token: its queries to `queries`, its key and value into the cache."""
-    arrive(OVERLAP)
     token = tl.program_id(0)
     row, column = token // columns, token % columns
     owner, branch = row // 2, row % 2
     half: tl.constexpr = HEAD // 2
     d = tl.arange(0, half)[None, :]
-    rope = rope_ptr + (tl.load(positions_ptr + owner) + column) * 2 * HEAD
+    cos, sin = _angles(rope_ptr + (tl.load(positions_ptr + owner) + column) * 2 * HEAD, HEAD)
+    query_scale_1, query_scale_2 = _scales(query_norm_ptr, HEAD)
+    key_scale_1, key_scale_2 = _scales(key_norm_ptr, HEAD)
+    where = tl.load(where_ptr + owner) + column
+    page = tl.load(table_ptr + tl.load(slots_ptr + owner) * pages + where // PAGE).to(tl.int64)
+    arrive(OVERLAP)
     qkv = qkv_ptr + token.to(tl.int64) * (QUERY_HEADS + 2 * KV_HEADS) * HEAD
     scale = row_factor(x_ptr, token.to(tl.int64), x_eps, WIDTH_X, BLOCK_X) if WIDTH_X else 1.0
 
@@ -55,7 +70,9 @@ def _prepare(
     at, inside = h * HEAD + d, h < QUERY_HEADS
     first = tl.load(qkv + at, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(qkv + half + at, mask=inside, other=0.0).to(tl.float32)
-    first, second = _rotated(first * scale, second * scale, query_norm_ptr, rope, eps, HEAD, True)
+    first, second = _rotated(
+        first * scale, second * scale, query_scale_1, query_scale_2, cos, sin, eps, HEAD, True
+    )  # fmt: skip
     queries = queries_ptr + token.to(tl.int64) * QUERY_HEADS * HEAD + at
     tl.store(queries, first.to(queries_ptr.dtype.element_ty), mask=inside)
     tl.store(queries + half, second.to(queries_ptr.dtype.element_ty), mask=inside)
@@ -65,9 +82,7 @@ def _prepare(
     keys, values = qkv + QUERY_HEADS * HEAD, qkv + (QUERY_HEADS + KV_HEADS) * HEAD
     first = tl.load(keys + at, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(keys + half + at, mask=inside, other=0.0).to(tl.float32)
-    first, second = _rotated(first * scale, second * scale, key_norm_ptr, rope, eps, HEAD, True)
-    where = tl.load(where_ptr + owner) + column
-    page = tl.load(table_ptr + tl.load(slots_ptr + owner) * pages + where // PAGE).to(tl.int64)
+    first, second = _rotated(first * scale, second * scale, key_scale_1, key_scale_2, cos, sin, eps, HEAD, True)
     cell = ((page * 2 + branch) * KV_HEADS + h) * (PAGE * HEAD) + (where % PAGE) * HEAD + d
     tl.store(keys_ptr + cell, first.to(keys_ptr.dtype.element_ty), mask=inside)
     tl.store(keys_ptr + cell + half, second.to(keys_ptr.dtype.element_ty), mask=inside)
@@ -104,9 +119,11 @@ def _attend(
     SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, REAL_M: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """All columns of one row and KV head, over one share of the slot's pages; the last share to end adds them up."""
-    arrive(OVERLAP)
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     owner, branch = row // 2, row % 2
+    first_seen = tl.load(where_ptr + owner)
+    table = table_ptr + tl.load(slots_ptr + owner) * pages
+    arrive(OVERLAP)
     m = tl.arange(0, BLOCK_M)
     column, head = m // GROUP, kv_head * GROUP + m % GROUP
     d = tl.arange(0, HEAD)
@@ -114,8 +131,6 @@ def _attend(
     inside = (column < columns)[:, None]
     query = tl.load(queries_ptr + at, mask=inside, other=0.0)
 
-    first_seen = tl.load(where_ptr + owner)
-    table = table_ptr + tl.load(slots_ptr + owner) * pages
     pages_seen = (first_seen + columns + PAGE - 1) // PAGE
     share = (pages_seen + SPLITS - 1) // SPLITS
     t = tl.arange(0, PAGE)
@@ -232,6 +247,9 @@ def _attend_stages(
     keys_2 = tl.load(keys + half + cells, mask=past, other=0.0)
     values_1 = tl.load(values + cells, mask=past, other=0.0)
     values_2 = tl.load(values + half + cells, mask=past, other=0.0)
+    query_scale_1, query_scale_2 = _scales(query_norm_ptr, HEAD)
+    key_scale_1, key_scale_2 = _scales(key_norm_ptr, HEAD)
+    cos, sin = _angles(rope_ptr + stage * 2 * HEAD, HEAD) if ROPE else (1.0, 0.0)
     arrive(OVERLAP)
     zero = tl.zeros((1,), tl.int32)[:, None]  # one head, in the two dimensions that `_rotated` expects
     qkv = qkv_ptr + (row * 3 * HEADS + head) * HEAD + zero + d[None, :]
@@ -244,9 +262,8 @@ def _attend_stages(
         scale = row_factor(x_ptr, row, x_eps, WIDTH_X, BLOCK_X)
         query_1, query_2, key_1, key_2 = query_1 * scale, query_2 * scale, key_1 * scale, key_2 * scale
         value_1, value_2 = value_1 * scale, value_2 * scale
-    rope = rope_ptr + stage * 2 * HEAD
-    query_1, query_2 = _rotated(query_1, query_2, query_norm_ptr, rope, eps, HEAD, ROPE)
-    key_1, key_2 = _rotated(key_1, key_2, key_norm_ptr, rope, eps, HEAD, ROPE)
+    query_1, query_2 = _rotated(query_1, query_2, query_scale_1, query_scale_2, cos, sin, eps, HEAD, ROPE)
+    key_1, key_2 = _rotated(key_1, key_2, key_scale_1, key_scale_2, cos, sin, eps, HEAD, ROPE)
 
     own = stage * HEAD + zero + d[None, :]
     kind = cache_ptr.dtype.element_ty

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import arrive, launch
+from .launch import arrive, launch, prefetch
 
 _ENOUGH_BLOCKS = 128  # about one for each multiprocessor of an H100: tiles shrink, then K is split, until there are
 _FEW_ROWS = 4  # up to here matrix units, which work on 16 rows, gain nothing (see `linear`)
@@ -128,16 +128,6 @@ def _finished(x, POST: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(weights, first, INPUTS: tl.constexpr, LINES: tl.constexpr):
-    """Fetch rows of weights, given by their addresses, into the L2 cache: LINES of 128 bytes of each, from `first`."""
-    at = tl.minimum(first + tl.arange(0, LINES) * 32, INPUTS - 1)
-    lines = (weights[:, None] + at[None, :]).to(tl.int64)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
 def _history(history_ptr, rows_ptr, row, history_size, history_at, TAPS: tl.constexpr):
     """The past inputs of a layer in the slots of some rows of the batch, oldest first."""
     if TAPS > 1:
@@ -236,7 +226,8 @@ def _product(
     first = split * share
     weights = weight_ptr + n * inputs
     if OVERLAP and LINES > 0:  # while the kernel before still runs
-        _prefetch(weight_ptr + tl.minimum(n, outputs - 1) * inputs, first * BLOCK_K, inputs, LINES)
+        line = tl.minimum(first * BLOCK_K + tl.arange(0, LINES) * 32, inputs - 1)
+        prefetch(weight_ptr + (tl.minimum(n, outputs - 1) * inputs)[:, None] + line[None, :])
     arrive(OVERLAP)
     position = m % positions
     past = _history(history_ptr, rows_ptr, tl.where(real_m, m // positions, 0), history_size, history_at, TAPS)

@@ -33,6 +33,14 @@ def arrive(OVERLAP: tl.constexpr):
         cuda.gdc_launch_dependents()
 
 
+@triton.jit
+def prefetch(pointers):
+    """Have the lines of 128 bytes in which these point brought to the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launch a kernel of this package, or inside `compiled_ahead` only compile it."""
     options |= {"OVERLAP": OVERLAP, "launch_pdl": OVERLAP}

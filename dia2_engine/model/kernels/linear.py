@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import OVERLAP, arrive, launch
+from .launch import OVERLAP, arrive, launch, prefetch
 
 # Which kernel wins where: docs/performance.md.
 _FEW_ROWS = 4  # up to here the one without matrix units
@@ -60,14 +60,6 @@ def row_factor(x_ptr, row, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     w = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * WIDTH + w, mask=w < WIDTH, other=0.0).to(tl.float32)
     return tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
-
-
-@triton.jit
-def _prefetch(pointers):
-    """Ask for the lines of 128 bytes that hold these to come to the L2 cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
-    )
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -157,9 +149,9 @@ def _tile(
         lines = tl.arange(0, 16) * line
         for start in tl.range(first, first + share, 16 * line):
             at = real_n[:, None] * INPUTS + tl.minimum(start + lines, INPUTS - 1)[None, :]
-            _prefetch(weight_ptr + at)
+            prefetch(weight_ptr + at)
             if GATE != "":
-                _prefetch(weight_ptr + outputs * INPUTS + at)
+                prefetch(weight_ptr + outputs * INPUTS + at)
     step: tl.constexpr = SLICES * BLOCK_K
     even: tl.constexpr = share % step == 0
     if SLICES > 1:

@@ -69,9 +69,16 @@ def _sample_heads(
     BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The action (head 0) or codebook 0 (head 1) of one row; with that, what is given of the slot's next column."""
-    arrive(OVERLAP)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     v = tl.arange(0, BLOCK)
+    scale, temperature = tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + head)
+    top_k, uniform = tl.load(top_k_ptr + row * 2 + head), tl.load(uniform_ptr + row * (1 + CODEBOOKS) + head)
+    audio = audio_ptr + tl.load(slots_ptr + row).to(tl.int64) * CODEBOOKS
+    c = tl.arange(0, BLOCK_C)
+    kind = tl.load(kind_ptr + row * CODEBOOKS + c, mask=c < CODEBOOKS, other=0)
+    given = tl.load(given_ptr + row * CODEBOOKS + c, mask=c < CODEBOOKS, other=0)
+    sampled = tl.load(kind_ptr + row * CODEBOOKS) == 0
+    arrive(OVERLAP)
     size = tl.where(head == 0, actions, vocab)
     logits = logits_ptr + row * 2 * WIDTH + tl.where(head == 0, 0, actions) + v
     cond = tl.load(logits, mask=v < size, other=0.0)
@@ -79,51 +86,48 @@ def _sample_heads(
     if WIDTH_X:
         cond *= row_factor(x_ptr, row * 2, x_eps, WIDTH_X, BLOCK_X)
         uncond *= row_factor(x_ptr, row * 2 + 1, x_eps, WIDTH_X, BLOCK_X)
-    chosen = _sampled(
-        cond, uncond, size,
-        tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + head), tl.load(top_k_ptr + row * 2 + head),
-        tl.load(uniform_ptr + row * (1 + CODEBOOKS) + head), filter_k, BLOCK,
-    )  # fmt: skip
+    chosen = _sampled(cond, uncond, size, scale, temperature, top_k, uniform, filter_k, BLOCK)
     tl.store(actions_ptr + row, chosen, mask=head == 0)
     tl.store(codes_ptr + row * CODEBOOKS, chosen, mask=head == 1)
-    audio = audio_ptr + tl.load(slots_ptr + row).to(tl.int64) * CODEBOOKS
-    c = tl.arange(0, BLOCK_C)
-    kind = tl.load(kind_ptr + row * CODEBOOKS + c, mask=c < CODEBOOKS, other=0)
-    given = tl.load(given_ptr + row * CODEBOOKS + c, mask=c < CODEBOOKS, other=0)
     tl.store(audio + c, given, mask=(kind != 0) & (head == 1))
-    tl.store(audio, chosen, mask=(tl.load(kind_ptr + row * CODEBOOKS) == 0) & (head == 1))
+    tl.store(audio, chosen, mask=sampled & (head == 1))
+
+
+@triton.jit
+def _stage_inputs(inputs_ptr, row, group, groups, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr):
+    """What both branches' hidden states give to a stage's input, [BLOCK_W] float32 each."""
+    w = tl.arange(0, BLOCK_W)
+    one = inputs_ptr + (row * 2 * groups + group) * WIDTH + w
+    inside = w < WIDTH
+    return tl.load(one, mask=inside).to(tl.float32), tl.load(one + groups * WIDTH, mask=inside).to(tl.float32)
 
 
 @triton.jit
 def _enter_stage(
-    chosen, row, codebook, given_ptr, kind_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
-    CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr,
+    chosen, kind, given, one, other, row, table_ptr, x_ptr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr
 ):  # fmt: skip
     """The next stage's input, for both branches: it builds on the prefix's id where there is one."""
-    from_prefix = tl.load(kind_ptr + row * CODEBOOKS + codebook) == 1
-    chosen = tl.where(from_prefix, tl.load(given_ptr + row * CODEBOOKS + codebook), chosen)
     w = tl.arange(0, BLOCK_W)
     inside = w < WIDTH
-    embedding = tl.load(table_ptr + chosen * WIDTH + w, mask=inside).to(tl.float32)
-    for branch in tl.static_range(2):
-        its = row * 2 + branch
-        x = embedding + tl.load(inputs_ptr + (its * groups + group) * WIDTH + w, mask=inside).to(tl.float32)
-        tl.store(x_ptr + its * WIDTH + w, x.to(x_ptr.dtype.element_ty), mask=inside)
+    built_on = tl.where(kind == 1, given, chosen)
+    embedding = tl.load(table_ptr + built_on * WIDTH + w, mask=inside).to(tl.float32)
+    x = x_ptr + row * 2 * WIDTH + w
+    tl.store(x, (embedding + one).to(x_ptr.dtype.element_ty), mask=inside)
+    tl.store(x + WIDTH, (embedding + other).to(x_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["codebook", "group", "groups"])
+@triton.jit(do_not_specialize=["group", "groups"])
 def _first_stage(
-    codes_ptr, given_ptr, kind_ptr, table_ptr, inputs_ptr, x_ptr, codebook, group, groups,
+    codes_ptr, given_ptr, kind_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
     CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """From codebook 0, which came with the transformer, to the first stage."""
-    arrive(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
-    chosen = tl.load(codes_ptr + row * CODEBOOKS + codebook)
-    _enter_stage(
-        chosen, row, codebook, given_ptr, kind_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
-        CODEBOOKS, WIDTH, BLOCK_W,
-    )  # fmt: skip
+    kind, given = tl.load(kind_ptr + row * CODEBOOKS), tl.load(given_ptr + row * CODEBOOKS)
+    arrive(OVERLAP)
+    chosen = tl.load(codes_ptr + row * CODEBOOKS)
+    one, other = _stage_inputs(inputs_ptr, row, group, groups, WIDTH, BLOCK_W)
+    _enter_stage(chosen, kind, given, one, other, row, table_ptr, x_ptr, WIDTH, BLOCK_W)
 
 
 @triton.jit(do_not_specialize=["codebook", "group", "groups"])
@@ -133,30 +137,30 @@ def _sample_stage(
     WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK: tl.constexpr, LAST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One codebook of one row, and the input of the next stage."""
-    arrive(OVERLAP)
+    """One codebook of one row, and the input of the next stage.
+
+    All but the logits and the row that they are of was there many kernels ago, so it is read before `arrive`.
+    """
     row = tl.program_id(0).to(tl.int64)
     v = tl.arange(0, BLOCK)
+    scale, temperature = tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + 1)
+    top_k, uniform = tl.load(top_k_ptr + row * 2 + 1), tl.load(uniform_ptr + row * (1 + CODEBOOKS) + 1 + codebook)
+    kind, given = tl.load(kind_ptr + row * CODEBOOKS + codebook), tl.load(given_ptr + row * CODEBOOKS + codebook)
+    audio = audio_ptr + tl.load(slots_ptr + row).to(tl.int64) * CODEBOOKS + codebook
+    if not LAST:
+        one, other = _stage_inputs(inputs_ptr, row, group, groups, WIDTH, BLOCK_W)
+    arrive(OVERLAP)
     logits = logits_ptr + row * 2 * vocab + v
     cond = tl.load(logits, mask=v < vocab, other=0.0)
     uncond = tl.load(logits + vocab, mask=v < vocab, other=0.0)
     if WIDTH_X:
         cond *= row_factor(normed_ptr, row * 2, norm_eps, WIDTH_X, BLOCK_X)
         uncond *= row_factor(normed_ptr, row * 2 + 1, norm_eps, WIDTH_X, BLOCK_X)
-    chosen = _sampled(
-        cond, uncond, vocab,
-        tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + 1), tl.load(top_k_ptr + row * 2 + 1),
-        tl.load(uniform_ptr + row * (1 + CODEBOOKS) + 1 + codebook), filter_k, BLOCK,
-    )  # fmt: skip
+    chosen = _sampled(cond, uncond, vocab, scale, temperature, top_k, uniform, filter_k, BLOCK)
     tl.store(codes_ptr + row * CODEBOOKS + codebook, chosen)
-    sampled = tl.load(kind_ptr + row * CODEBOOKS + codebook) == 0
-    audio = audio_ptr + tl.load(slots_ptr + row).to(tl.int64) * CODEBOOKS
-    tl.store(audio + codebook, chosen, mask=sampled)
+    tl.store(audio, chosen, mask=kind == 0)
     if not LAST:
-        _enter_stage(
-            chosen, row, codebook, given_ptr, kind_ptr, table_ptr, inputs_ptr, x_ptr, group, groups,
-            CODEBOOKS, WIDTH, BLOCK_W,
-        )  # fmt: skip
+        _enter_stage(chosen, kind, given, one, other, row, table_ptr, x_ptr, WIDTH, BLOCK_W)
 
 
 def sample_heads(
@@ -196,7 +200,7 @@ def first_stage(step: Step, enter: StageInput) -> None:
     launch(
         _first_stage, (rows,),
         step.codes, step.given, step.given_kind, enter.table, enter.inputs, enter.x,
-        0, enter.group, enter.inputs.shape[1],
+        enter.group, enter.inputs.shape[1],
         CODEBOOKS=codebooks, WIDTH=width, BLOCK_W=triton.next_power_of_2(width),
     )  # fmt: skip
 
