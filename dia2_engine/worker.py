@@ -1,12 +1,14 @@
 """Threads around the engine: callers submit and are answered through an ordered outbox.
 
-Three threads. The *engine* thread owns the device, the slots and the queue's end. The *delivery* thread calls the
-sinks, in order, so that a slow receiver never holds up a frame. The *watch* thread polls `is_cancelled` of every
-live or queued stream, off the engine thread.
+The *engine* thread owns the device, the slots and the queue's end. The *delivery* threads call the sinks, each stream's
+always from the same one and so in order: a slow receiver never holds up a frame, and to hand a chunk over may mean to
+wait for another process, which many streams must not do one after another. The *watch* thread polls `is_cancelled` of
+every live or queued stream, off the engine thread.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -15,6 +17,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from .config import EngineConfig
 from .engine import Engine
@@ -27,9 +31,20 @@ log = logging.getLogger(__name__)
 
 Sink = Callable[[Event], None]
 IsCancelled = Callable[[], bool]
+_Outbox = queue.SimpleQueue[tuple[Sink, Event] | None]
+DELIVERY_THREADS = 8
 _POLL_S = 0.02
 _POLLED_AT_ONCE = 64  # more streams than this are polled less often: at 256 once a frame
 _SAFE_LEAD_S = 0.5  # a stream this far ahead of its listener can wait for one that has sent nothing yet
+
+
+@dataclass(frozen=True)
+class _Caller:
+    """Who waits for a stream, and the way there."""
+
+    sink: Sink
+    poll: IsCancelled | None
+    outbox: _Outbox
 
 
 class Worker:
@@ -46,12 +61,14 @@ class Worker:
         self._stop_file = config.stop_file
         self._wake = threading.Condition()
         self._queued: deque[Stream] = deque()
-        self._open: dict[Stream, tuple[Sink, IsCancelled | None]] = {}
+        self._open: dict[Stream, _Caller] = {}
         self._closing = False
-        self._outbox: queue.SimpleQueue[tuple[Sink, Event] | None] = queue.SimpleQueue()
+        self._outboxes: list[_Outbox] = [queue.SimpleQueue() for _ in range(DELIVERY_THREADS)]
+        self._next_outbox = itertools.cycle(self._outboxes)
+        targets = {"engine": self._run, "watch": self._watch}
+        targets |= {f"delivery-{i}": partial(self._deliver, outbox) for i, outbox in enumerate(self._outboxes)}
         self._threads = [
-            threading.Thread(target=target, name=f"dia2-{name}", daemon=True)
-            for name, target in (("engine", self._run), ("delivery", self._deliver), ("watch", self._watch))
+            threading.Thread(target=target, name=f"dia2-{name}", daemon=True) for name, target in targets.items()
         ]
         self._report()
         for thread in self._threads:
@@ -60,7 +77,7 @@ class Worker:
     def submit(self, request: Request, sink: Sink, is_cancelled: IsCancelled | None = None) -> Stream:
         """Validate, queue and return at once.
 
-        `sink` then gets the stream's events in order, from the delivery thread, ending with exactly one `Finished`
+        `sink` then gets the stream's events in order, from a delivery thread, ending with exactly one `Finished`
         or `Failed`. `is_cancelled` is polled from the watch thread until then. Raises InvalidArgument or
         Unavailable, in which case the sink is never called.
         """
@@ -74,7 +91,7 @@ class Worker:
                 self.telemetry.count("rejected")
                 full = f"all slots are busy and the queue is full ({len(self._open)} streams); try again"
                 raise Unavailable("the server is shutting down" if self._closing else full)
-            self._open[stream] = (sink, is_cancelled)
+            self._open[stream] = _Caller(sink, is_cancelled, next(self._next_outbox))
             self._queued.append(stream)
             self._wake.notify_all()
         self._report()
@@ -121,7 +138,8 @@ class Worker:
                 log.exception("a step failed; its streams end")
                 for stream in [s for s in {*due, *self.engine.unfinished} if not s.ended]:
                     self.engine.fail(stream, InternalError(f"{type(error).__name__}: {error}"), self._emit)
-        self._outbox.put(None)
+        for outbox in self._outboxes:
+            outbox.put(None)
 
     def _start(self, stream: Stream) -> None:
         try:
@@ -165,11 +183,11 @@ class Worker:
         if stream.ended:
             return
         with self._wake:
-            sink, _ = self._open[stream]
+            caller = self._open[stream]
             if isinstance(event, Finished | Failed):
                 stream.ended = True
                 del self._open[stream]
-        self._outbox.put((sink, event))
+        caller.outbox.put((caller.sink, event))
         if isinstance(event, Finished):
             self.telemetry.count("finished")
         elif isinstance(event, Failed):
@@ -185,8 +203,9 @@ class Worker:
 
     # ---- the other threads
 
-    def _deliver(self) -> None:
-        while (item := self._outbox.get()) is not None:
+    @staticmethod
+    def _deliver(outbox: _Outbox) -> None:
+        while (item := outbox.get()) is not None:
             sink, event = item
             try:
                 sink(event)
@@ -198,7 +217,7 @@ class Worker:
             with self._wake:
                 if self._closing:
                     return
-                polled = [(stream, poll) for stream, (_, poll) in self._open.items() if poll is not None]
+                polled = [(stream, caller.poll) for stream, caller in self._open.items() if caller.poll is not None]
             if self._stop_file and os.path.exists(self._stop_file):
                 self._end_streams()
                 return
