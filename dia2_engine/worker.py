@@ -35,7 +35,9 @@ _Outbox = queue.SimpleQueue[tuple[Sink, Event] | None]
 DELIVERY_THREADS = 8
 _POLL_S = 0.02
 _POLLED_AT_ONCE = 64  # more streams than this are polled less often: at 256 once a frame
-_SAFE_LEAD_S = 0.5  # a stream this far ahead of its listener can wait for one that has sent nothing yet
+# While a stream waits that has sent nothing yet, others take a step only if one of them has less than this in hand, ...
+_LEAST_LEAD_S = 0.16
+_SAFE_LEAD_S = 0.5  # ... and then all that have less than this, since a step of many costs little more than one of few
 
 
 @dataclass(frozen=True)
@@ -160,23 +162,25 @@ class Worker:
     def _due(self, entering: Stream | None) -> tuple[list[Stream], float | None]:
         """Live streams that should advance now, and how long until the next one may.
 
-        While one of them has sent nothing yet, those that are well ahead of their listeners leave it the device.
+        A stream that has sent nothing yet goes first: steps without the depformer are short. The others leave it the
+        device while all of them are ahead of their listeners.
         """
-        now = time.monotonic()
-        leads_s = {stream: self._lead_s(stream, now) for stream in self.engine.live}
-        early_s = [lead_s - self._run_ahead_s for lead_s in leads_s.values()] if self._run_ahead_s else []
-        bound_s = self._run_ahead_s or math.inf
-        due = [stream for stream, lead_s in leads_s.items() if lead_s <= bound_s and stream.boundary.end is None]
-        if entering is not None or any(stream.first_audio_s is None for stream in due):
-            due = [stream for stream in due if leads_s[stream] < _SAFE_LEAD_S]
-        return due, min((wait_s for wait_s in early_s if wait_s > 0), default=None)
+        now_s, bound_s = time.monotonic(), self._run_ahead_s or math.inf
+        leads_s = {stream: self._lead_s(stream, now_s) for stream in self.engine.live if stream.boundary.end is None}
+        made_s = {s: lead_s + len(s.audio) * self.engine.frame_s for s, lead_s in leads_s.items()}  # sent or not
+        due = [stream for stream in leads_s if made_s[stream] <= bound_s]
+        new = [stream for stream in due if stream.first_audio_s is None]
+        if new or entering is not None:
+            others = [stream for stream in due if stream.first_audio_s is not None]
+            urgent = any(leads_s[stream] < _LEAST_LEAD_S for stream in others)
+            due = new + [stream for stream in others if urgent and leads_s[stream] < _SAFE_LEAD_S]
+        return due, min((ahead_s - bound_s for ahead_s in made_s.values() if ahead_s > bound_s), default=None)
 
     def _lead_s(self, stream: Stream, now_s: float) -> float:
-        """How far a stream's audio is ahead of a listener who plays from its first chunk on."""
+        """How far what a stream has sent is ahead of a listener who plays from its first chunk on."""
         if stream.first_audio_s is None:
             return -math.inf
-        produced_s = (stream.sent_frames + len(stream.audio)) * self.engine.frame_s
-        return produced_s - (now_s - stream.first_audio_s)
+        return stream.sent_frames * self.engine.frame_s - (now_s - stream.first_audio_s)
 
     def _emit(self, stream: Stream, event: Event) -> None:
         """Put an event into the outbox; after a terminal one the stream is gone and says nothing more."""

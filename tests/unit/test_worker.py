@@ -309,18 +309,24 @@ def test_a_stream_waits_for_memory_and_never_runs_out_of_it(metrics: Metrics) ->
 
 
 def test_a_new_stream_goes_before_those_that_are_ahead() -> None:
-    worker = Worker(make_config(slots=3))
+    worker = Worker(make_config(slots=4))
     worker.close(WAIT_S)  # its threads are gone, and the engine is ours
     engine = worker.engine
-    ahead, behind, new = (engine.parse(Request(LINE, seed=seed)) for seed in (1, 2, 3))
-    for stream in (ahead, behind, new):
+    ahead, between, behind, new = (engine.parse(Request(LINE, seed=seed)) for seed in (1, 2, 3, 4))
+    for stream in (ahead, between, behind, new):
         engine.start(stream)
-    for stream, lead_s in ((ahead, 3600.0), (behind, 0.0)):
+    for stream, lead_s in ((ahead, 3600.0), (between, 0.4), (behind, 0.0)):
         stream.first_audio_s, stream.sent_frames = time.monotonic(), round(lead_s / engine.frame_s)
-    assert worker._due(None)[0] == [behind, new]
+
+    def due(entering: Stream | None = None) -> set[Stream]:
+        return set(worker._due(entering)[0])
+
+    assert due() == {new, behind, between}, "one is about to run dry, so all that could use a step take it"
+    engine.release(behind)
+    assert due() == {new}, "nobody is: the new one has the device for itself"
     engine.release(new)
-    assert worker._due(None)[0] == [ahead, behind]
-    assert worker._due(new)[0] == [behind], "one that is about to enter counts too"
+    assert due() == {ahead, between}
+    assert due(entering=new) == set(), "one that is about to enter counts too"
 
 
 def test_generation_runs_ahead_of_playback_only_so_far(metrics: Metrics) -> None:

@@ -1,7 +1,7 @@
 """Translates between Triton's Python backend and `dia2_engine.Worker`; nothing is decided here.
 
 The only file that imports `triton_python_backend_utils`. `execute()` hands each request to the worker and returns at
-once; audio follows from the worker's delivery thread. Every request gets exactly one FINAL, on every path.
+once; audio follows from the worker's delivery threads. Every request gets exactly one FINAL, on every path.
 """
 
 from __future__ import annotations
