@@ -57,12 +57,12 @@ def _prepare(
     owner, branch = row // 2, row % 2
     half: tl.constexpr = HEAD // 2
     d = tl.arange(0, half)[None, :]
-    cos, sin = _angles(rope_ptr + (tl.load(positions_ptr + owner) + column) * 2 * HEAD, HEAD)
     query_scale_1, query_scale_2 = _scales(query_norm_ptr, HEAD)
     key_scale_1, key_scale_2 = _scales(key_norm_ptr, HEAD)
+    arrive(OVERLAP)
+    cos, sin = _angles(rope_ptr + (tl.load(positions_ptr + owner) + column) * 2 * HEAD, HEAD)
     where = tl.load(where_ptr + owner) + column
     page = tl.load(table_ptr + tl.load(slots_ptr + owner) * pages + where // PAGE).to(tl.int64)
-    arrive(OVERLAP)
     qkv = qkv_ptr + token.to(tl.int64) * (QUERY_HEADS + 2 * KV_HEADS) * HEAD
     scale = row_factor(x_ptr, token.to(tl.int64), x_eps, WIDTH_X, BLOCK_X) if WIDTH_X else 1.0
 
@@ -119,11 +119,11 @@ def _attend(
     SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, REAL_M: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """All columns of one row and KV head, over one share of the slot's pages; the last share to end adds them up."""
+    arrive(OVERLAP)
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     owner, branch = row // 2, row % 2
     first_seen = tl.load(where_ptr + owner)
     table = table_ptr + tl.load(slots_ptr + owner) * pages
-    arrive(OVERLAP)
     m = tl.arange(0, BLOCK_M)
     column, head = m // GROUP, kv_head * GROUP + m % GROUP
     d = tl.arange(0, HEAD)
@@ -233,24 +233,21 @@ def _attend_stages(
     STAGES: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, ROPE: tl.constexpr, BLOCK_T: tl.constexpr,
     WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One row and head of one stage of the depformer: all stages so far fit into one block.
-
-    Keys and values of the stages before were written many kernels ago, so they are read before `arrive`.
-    """
+    """One row and head of one stage of the depformer: all stages so far fit into one block."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half: tl.constexpr = HEAD // 2
     d, t = tl.arange(0, half), tl.arange(0, BLOCK_T)
-    keys = cache_ptr + (row * HEADS + head) * STAGES * HEAD
-    values = keys + rows.to(tl.int64) * HEADS * STAGES * HEAD
-    cells, past = t[:, None] * HEAD + d[None, :], (t < stage)[:, None]
-    keys_1 = tl.load(keys + cells, mask=past, other=0.0)
-    keys_2 = tl.load(keys + half + cells, mask=past, other=0.0)
-    values_1 = tl.load(values + cells, mask=past, other=0.0)
-    values_2 = tl.load(values + half + cells, mask=past, other=0.0)
     query_scale_1, query_scale_2 = _scales(query_norm_ptr, HEAD)
     key_scale_1, key_scale_2 = _scales(key_norm_ptr, HEAD)
     cos, sin = _angles(rope_ptr + stage * 2 * HEAD, HEAD) if ROPE else (1.0, 0.0)
     arrive(OVERLAP)
+    keys = cache_ptr + (row * HEADS + head) * STAGES * HEAD
+    values = keys + rows.to(tl.int64) * HEADS * STAGES * HEAD
+    cells, past = t[:, None] * HEAD + d[None, :], (t < stage)[:, None]
+    keys_1 = tl.load(keys + cells, mask=past, other=0.0)  # asked for here, so as to come with what follows
+    keys_2 = tl.load(keys + half + cells, mask=past, other=0.0)
+    values_1 = tl.load(values + cells, mask=past, other=0.0)
+    values_2 = tl.load(values + half + cells, mask=past, other=0.0)
     zero = tl.zeros((1,), tl.int32)[:, None]  # one head, in the two dimensions that `_rotated` expects
     qkv = qkv_ptr + (row * 3 * HEADS + head) * HEAD + zero + d[None, :]
     query_1, query_2 = tl.load(qkv).to(tl.float32), tl.load(qkv + half).to(tl.float32)

@@ -1,8 +1,8 @@
 """How kernels are launched, and compiled before that.
 
 Programmatic dependent launch: a kernel may start while the one before it ends, and fetch what does not depend on it.
-Every kernel of this package calls `arrive` before it touches what the kernel before writes or reads; all kernels before
-that one have ended by then. What stands in front of the call overlaps with it: the weights of a product, for instance.
+Every kernel of this package calls `arrive` before it touches anything that is ever written. What stands in front of the
+call overlaps with the kernel before: the weights of a product, for instance.
 """
 
 from __future__ import annotations

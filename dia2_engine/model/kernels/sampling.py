@@ -69,6 +69,7 @@ def _sample_heads(
     BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The action (head 0) or codebook 0 (head 1) of one row; with that, what is given of the slot's next column."""
+    arrive(OVERLAP)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     v = tl.arange(0, BLOCK)
     scale, temperature = tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + head)
@@ -78,7 +79,6 @@ def _sample_heads(
     kind = tl.load(kind_ptr + row * CODEBOOKS + c, mask=c < CODEBOOKS, other=0)
     given = tl.load(given_ptr + row * CODEBOOKS + c, mask=c < CODEBOOKS, other=0)
     sampled = tl.load(kind_ptr + row * CODEBOOKS) == 0
-    arrive(OVERLAP)
     size = tl.where(head == 0, actions, vocab)
     logits = logits_ptr + row * 2 * WIDTH + tl.where(head == 0, 0, actions) + v
     cond = tl.load(logits, mask=v < size, other=0.0)
@@ -122,9 +122,9 @@ def _first_stage(
     CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """From codebook 0, which came with the transformer, to the first stage."""
+    arrive(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     kind, given = tl.load(kind_ptr + row * CODEBOOKS), tl.load(given_ptr + row * CODEBOOKS)
-    arrive(OVERLAP)
     chosen = tl.load(codes_ptr + row * CODEBOOKS)
     one, other = _stage_inputs(inputs_ptr, row, group, groups, WIDTH, BLOCK_W)
     _enter_stage(chosen, kind, given, one, other, row, table_ptr, x_ptr, WIDTH, BLOCK_W)
@@ -137,10 +137,8 @@ def _sample_stage(
     WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK: tl.constexpr, LAST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One codebook of one row, and the input of the next stage.
-
-    All but the logits and the row that they are of was there many kernels ago, so it is read before `arrive`.
-    """
+    """One codebook of one row, and the input of the next stage. All that is read is asked for at once, at the start."""
+    arrive(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     v = tl.arange(0, BLOCK)
     scale, temperature = tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + 1)
@@ -149,7 +147,6 @@ def _sample_stage(
     audio = audio_ptr + tl.load(slots_ptr + row).to(tl.int64) * CODEBOOKS + codebook
     if not LAST:
         one, other = _stage_inputs(inputs_ptr, row, group, groups, WIDTH, BLOCK_W)
-    arrive(OVERLAP)
     logits = logits_ptr + row * 2 * vocab + v
     cond = tl.load(logits, mask=v < vocab, other=0.0)
     uncond = tl.load(logits + vocab, mask=v < vocab, other=0.0)
