@@ -18,6 +18,9 @@ time of a step with all codebooks, and, under the profiler, for how long of it t
 First audio. Another engine, with the whole context and the same voice, threads and all: from submission to the first
 chunk in the host's memory, alone and while others stream.
 
+Divergence. One request alone and among others, which are rows of passes of other sizes: how much the logits of codebook
+0 differ after its first step, and the first frame with another id. (Within passes of one size nothing differs.)
+
 Live (--live N). N streams of --seconds each through the threads, heard by players who start at their first chunk:
 underruns are chunks that came after the player had run dry.
 """
@@ -235,6 +238,38 @@ def _device_share(profiler: torch.profiler.profile, steps: int) -> dict[str, flo
     return {"busy_ms": busy / 1000 / steps, "idle_ms": idle / 1000 / steps, "launches": len(spans) / steps}
 
 
+@torch.inference_mode()
+def measure_divergence(checkpoint: str, loads: list[int]) -> list[dict[str, Any]]:
+    """What the number of rows of a pass does to one stream."""
+    settings: dict[str, Any] = {"device": "cuda", "slots": max(loads), "run_ahead_s": 0.0, "kv_gb": KV_GB}
+    engine = Engine(EngineConfig(checkpoint, voices=str(ROOT / "voices"), default_voice=VOICE, **settings))
+    alone: tuple[torch.Tensor, list[list[int]]] | None = None
+    rows = []
+    for streams in [1, *(load for load in loads if load > 1)]:
+        watched = engine.parse(Request(LINE, seed=1, max_seconds=3))
+        others = [engine.parse(Request(LONG, seed=seed, max_seconds=10)) for seed in range(2, streams + 1)]
+        for stream in (watched, *others):
+            engine.start(stream)  # the one that is watched gets slot 0, and so row 0 of the first step
+        engine.step(engine.live, _ignore)
+        model = engine.runner.model.transformer
+        logits = model.cb0_logits(model.norm(engine.runner.buffers.step.hidden[:2])).clone()
+        while watched.slot >= 0:
+            engine.step(engine.live, _ignore)
+        for stream in others:
+            engine.release(stream)
+        first, grid = watched.boundary.first_frame or 0, watched.boundary.grid
+        frames = [grid.frame(first + index).tolist() for index in range(watched.boundary.frames_out)]
+        if alone is None:
+            alone = logits, frames
+            continue
+        same = [one == other for one, other in zip(alone[1], frames, strict=False)]
+        error = (logits - alone[0]).norm() / alone[0].norm()
+        rows.append(
+            {"streams": streams, "logits": float(error), "frames": len(same), "equal": (*same, False).index(False)}
+        )
+    return rows
+
+
 class FirstAudio:
     """A sink that notes when its first chunk came."""
 
@@ -369,6 +404,12 @@ def print_steps(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def print_divergence(rows: list[dict[str, Any]]) -> None:
+    print("\n| streams | relative difference of the logits | equal frames until the first other id |\n|--:|--:|--:|")
+    for row in rows:
+        print(f"| {row['streams']} | {row['logits']:.1e} | {row['equal']} of {row['frames']} |")
+
+
 def print_live(live: dict[str, Any]) -> None:
     print(
         f"\n{live['streams']} streams of {live['seconds']:.0f} s at once: {live['finished']} finished, "
@@ -394,6 +435,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--steps", type=int, nargs="*", default=[1, 64], help="streams whose steps are timed with their host"
     )
+    parser.add_argument(
+        "--divergence",
+        type=int,
+        nargs="*",
+        default=[8, 64],
+        help="streams among which one is compared with itself alone",
+    )
     parser.add_argument("--live", type=int, default=0, metavar="N", help="have N streams heard at once (default: none)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of audio, with --live (default: 60)")
     parser.add_argument("--others", type=int, nargs="*", default=[0, 64], help="streams beside a request's first audio")
@@ -416,6 +464,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.streams:
         report["passes"] = measure_passes(args.checkpoint, args.streams, profile=args.profile)
         print_passes(gpu, report["passes"])
+        torch.cuda.empty_cache()
+    if args.divergence:
+        report["divergence"] = measure_divergence(args.checkpoint, args.divergence)
+        print_divergence(report["divergence"])
         torch.cuda.empty_cache()
     if args.steps:
         report["steps"] = measure_steps(args.checkpoint, args.steps)
