@@ -55,7 +55,7 @@ def compiled_ahead() -> Iterator[None]:
     """Passes that run in here launch nothing; on leaving, all of their kernels are compiled, on all cores."""
     token = _compiling.set(True)
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool):
+        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool, triton.AsyncCompileMode(pool):
             yield
     finally:
         _compiling.reset(token)
