@@ -211,6 +211,7 @@ class Engine:
         going.sort(key=lambda stream: not stream.boundary.samples_audio())
         if not going:
             return going
+        self.runner.buffers.wait()  # a depformer that reads text has them copied once more, late in the step before
         inputs, rows = self.runner.buffers.inputs, len(going)
         slots = [stream.slot for stream in going]
         inputs.slots[:rows] = slots

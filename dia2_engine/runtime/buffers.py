@@ -97,6 +97,10 @@ class StepBuffers:
             codes=torch.zeros((rows, codebooks), dtype=torch.int32, device=device),
         )
 
+    def wait(self) -> None:
+        """Until the inputs may be written again."""
+        self._staged.wait()
+
     def upload(self) -> None:
         """Copy the inputs to the device, in the order of its stream."""
         self._staged.upload()
