@@ -165,7 +165,6 @@ def _tile(
         xs = x_ptr + real_r[:, None] * INPUTS + k
         weights = weight_ptr + real_n[:, None] * INPUTS + k
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        squares = tl.zeros((BLOCK_M, BLOCK_M), tl.float32)
     second = total
     outs = out_ptr + r[:, None] * outputs + n[None, :]
     wanted = (r < rows)[:, None] & (n < outputs)[None, :]
@@ -182,10 +181,10 @@ def _tile(
             tl.static_assert(SLICES > 1)
             squares = _times(x, x, squares, SLICES)
     if SLICES > 1:
-        total, second, squares = tl.sum(total, 0), tl.sum(second, 0), tl.sum(squares, 0)
+        total, second = tl.sum(total, 0), tl.sum(second, 0)
     if NORM:
         m = tl.arange(0, BLOCK_M)
-        squares = tl.sum(tl.where(m[:, None] == m[None, :], squares, 0.0), 1)
+        squares = tl.sum(tl.where(m[:, None] == m[None, :], tl.sum(squares, 0), 0.0), 1)
         factor = tl.rsqrt(squares / INPUTS + eps)[:, None]
         total *= factor
         second *= factor
