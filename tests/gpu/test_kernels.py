@@ -157,6 +157,11 @@ def test_products_equal_their_plain_twins(dtype: torch.dtype, rows: int, inputs:
         out, norm = pending(x, weight, 1e-5, torch.float32)
         return out if norm is None else out * torch.rsqrt(norm.x.float().square().mean(1, keepdim=True) + norm.eps)
 
+    def settled(tensor: Tensor) -> Tensor:  # as `linear` demands of what it adds to
+        copy = tensor.clone()
+        torch.cuda.synchronize()
+        return copy
+
     torch.manual_seed(rows)
     x = torch.randn(rows, inputs, device="cuda", dtype=dtype)
     weight = torch.randn(2 * outputs, inputs, device="cuda", dtype=dtype) / inputs**0.5
@@ -170,13 +175,13 @@ def test_products_equal_their_plain_twins(dtype: torch.dtype, rows: int, inputs:
     torch.testing.assert_close(out.double(), normed, rtol=0.0, atol=1e-4)
     gated = linear(x, weight, norm=1e-5, gate=("silu", "linear"))
     torch.testing.assert_close(gated.double(), F.silu(gate) * up, rtol=rtol, atol=atol)
-    added = linear(x, weight, add_to=stream.clone())
+    added = linear(x, weight, add_to=settled(stream))
     torch.testing.assert_close(added.double(), product + stream.double(), rtol=rtol, atol=atol)
 
     other = torch.randn_like(x)
     other[rows // 2] = x[rows // 2]
     assert torch.equal(normed_product(other)[rows // 2], out[rows // 2])
-    assert torch.equal(linear(other, weight, add_to=stream.clone())[rows // 2], added[rows // 2])
+    assert torch.equal(linear(other, weight, add_to=settled(stream))[rows // 2], added[rows // 2])
 
 
 @pytest.mark.parametrize("splits", [2, 4])
@@ -189,6 +194,7 @@ def test_products_split_along_their_inputs(splits: int) -> None:
     weight = torch.randn(1000, 3072, device="cuda", dtype=torch.bfloat16) / 3072**0.5
     for tile in (Tile(64, 32, 64, stages=5), Tile(16, 32, 64, slices=4)):
         outs = [torch.zeros(40, 1000, device="cuda", dtype=torch.float32) for _ in range(20)]
+        torch.cuda.synchronize()
         for out in outs:
             tiled(x, weight, out, tile, add=True, splits=splits)
         torch.testing.assert_close(outs[0], x.float() @ weight.float().t(), rtol=0.0, atol=1e-4)

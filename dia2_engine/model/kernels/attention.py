@@ -59,12 +59,12 @@ def _prepare(
     d = tl.arange(0, half)[None, :]
     query_scale_1, query_scale_2 = _scales(query_norm_ptr, HEAD)
     key_scale_1, key_scale_2 = _scales(key_norm_ptr, HEAD)
-    arrive(OVERLAP)
     cos, sin = _angles(rope_ptr + (tl.load(positions_ptr + owner) + column) * 2 * HEAD, HEAD)
     where = tl.load(where_ptr + owner) + column
     page = tl.load(table_ptr + tl.load(slots_ptr + owner) * pages + where // PAGE).to(tl.int64)
     qkv = qkv_ptr + token.to(tl.int64) * (QUERY_HEADS + 2 * KV_HEADS) * HEAD
     scale = row_factor(x_ptr, token.to(tl.int64), x_eps, WIDTH_X, BLOCK_X) if WIDTH_X else 1.0
+    arrive(OVERLAP)
 
     h = tl.arange(0, BLOCK_Q)[:, None]
     at, inside = h * HEAD + d, h < QUERY_HEADS
@@ -119,7 +119,6 @@ def _attend(
     SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, REAL_M: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """All columns of one row and KV head, over one share of the slot's pages; the last share to end adds them up."""
-    arrive(OVERLAP)
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     owner, branch = row // 2, row % 2
     first_seen = tl.load(where_ptr + owner)
@@ -129,14 +128,14 @@ def _attend(
     d = tl.arange(0, HEAD)
     at = ((row * columns + column) * KV_HEADS * GROUP + head)[:, None].to(tl.int64) * HEAD + d[None, :]
     inside = (column < columns)[:, None]
-    query = tl.load(queries_ptr + at, mask=inside, other=0.0)
-
     pages_seen = (first_seen + columns + PAGE - 1) // PAGE
     share = (pages_seen + SPLITS - 1) // SPLITS
     t = tl.arange(0, PAGE)
     best = tl.full((BLOCK_M,), -1e30, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     out = tl.zeros((BLOCK_M, HEAD), tl.float32)
+    arrive(OVERLAP)
+    query = tl.load(queries_ptr + at, mask=inside, other=0.0)
     for index in range(split * share, tl.minimum(pages_seen, (split + 1) * share)):
         page = tl.load(table + index).to(tl.int64)
         cells = ((page * 2 + branch) * KV_HEADS + kv_head) * (PAGE * HEAD) + t[:, None] * HEAD + d[None, :]
@@ -233,32 +232,29 @@ def _attend_stages(
     STAGES: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, ROPE: tl.constexpr, BLOCK_T: tl.constexpr,
     WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One row and head of one stage of the depformer: all stages so far fit into one block."""
+    """One row and head of one stage of the depformer: all stages before it fit into one block."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half: tl.constexpr = HEAD // 2
     d, t = tl.arange(0, half), tl.arange(0, BLOCK_T)
-    query_scale_1, query_scale_2 = _scales(query_norm_ptr, HEAD)
-    key_scale_1, key_scale_2 = _scales(key_norm_ptr, HEAD)
-    cos, sin = _angles(rope_ptr + stage * 2 * HEAD, HEAD) if ROPE else (1.0, 0.0)
-    arrive(OVERLAP)
     keys = cache_ptr + (row * HEADS + head) * STAGES * HEAD
     values = keys + rows.to(tl.int64) * HEADS * STAGES * HEAD
     cells, past = t[:, None] * HEAD + d[None, :], (t < stage)[:, None]
-    keys_1 = tl.load(keys + cells, mask=past, other=0.0)  # asked for here, so as to come with what follows
+    keys_1 = tl.load(keys + cells, mask=past, other=0.0)
     keys_2 = tl.load(keys + half + cells, mask=past, other=0.0)
     values_1 = tl.load(values + cells, mask=past, other=0.0)
     values_2 = tl.load(values + half + cells, mask=past, other=0.0)
+    query_scale_1, query_scale_2 = _scales(query_norm_ptr, HEAD)
+    key_scale_1, key_scale_2 = _scales(key_norm_ptr, HEAD)
+    cos, sin = _angles(rope_ptr + stage * 2 * HEAD, HEAD) if ROPE else (1.0, 0.0)
+    scale = row_factor(x_ptr, row, x_eps, WIDTH_X, BLOCK_X) if WIDTH_X else 1.0
+    arrive(OVERLAP)
     zero = tl.zeros((1,), tl.int32)[:, None]  # one head, in the two dimensions that `_rotated` expects
     qkv = qkv_ptr + (row * 3 * HEADS + head) * HEAD + zero + d[None, :]
-    query_1, query_2 = tl.load(qkv).to(tl.float32), tl.load(qkv + half).to(tl.float32)
+    query_1, query_2 = tl.load(qkv).to(tl.float32) * scale, tl.load(qkv + half).to(tl.float32) * scale
     qkv += HEADS * HEAD
-    key_1, key_2 = tl.load(qkv).to(tl.float32), tl.load(qkv + half).to(tl.float32)
+    key_1, key_2 = tl.load(qkv).to(tl.float32) * scale, tl.load(qkv + half).to(tl.float32) * scale
     qkv += HEADS * HEAD
-    value_1, value_2 = tl.load(qkv).to(tl.float32), tl.load(qkv + half).to(tl.float32)
-    if WIDTH_X:
-        scale = row_factor(x_ptr, row, x_eps, WIDTH_X, BLOCK_X)
-        query_1, query_2, key_1, key_2 = query_1 * scale, query_2 * scale, key_1 * scale, key_2 * scale
-        value_1, value_2 = value_1 * scale, value_2 * scale
+    value_1, value_2 = tl.load(qkv).to(tl.float32) * scale, tl.load(qkv + half).to(tl.float32) * scale
     query_1, query_2 = _rotated(query_1, query_2, query_scale_1, query_scale_2, cos, sin, eps, HEAD, ROPE)
     key_1, key_2 = _rotated(key_1, key_2, key_scale_1, key_scale_2, cos, sin, eps, HEAD, ROPE)
 
@@ -268,17 +264,18 @@ def _attend_stages(
     tl.store(keys + own + half, key_2.to(kind))
     tl.store(values + own, value_1.to(kind))
     tl.store(values + own + half, value_2.to(kind))
-    now = (t == stage)[:, None]  # its own key and value come from registers, not back from memory
-    keys_1, keys_2 = tl.where(now, key_1, keys_1.to(tl.float32)), tl.where(now, key_2, keys_2.to(tl.float32))
-    values_1 = tl.where(now, value_1, values_1.to(tl.float32))
-    values_2 = tl.where(now, value_2, values_2.to(tl.float32))
-    scores = tl.sum(keys_1 * query_1, 1) + tl.sum(keys_2 * query_2, 1)
-    scores = tl.where(t <= stage, scores, -1e30)
-    weights = tl.exp(scores - tl.max(scores, 0))
-    weights /= tl.sum(weights, 0)
-    out = out_ptr + (row * HEADS + head) * HEAD + d
-    tl.store(out, tl.sum(values_1 * weights[:, None], 0).to(out_ptr.dtype.element_ty))
-    tl.store(out + half, tl.sum(values_2 * weights[:, None], 0).to(out_ptr.dtype.element_ty))
+    scores = tl.sum(keys_1.to(tl.float32) * query_1 + keys_2.to(tl.float32) * query_2, 1)
+    scores = tl.where(t < stage, scores, -1e30)
+    own_score = tl.sum(key_1 * query_1 + key_2 * query_2, 1)  # [1], from registers, not back from memory
+    best = tl.maximum(tl.max(scores, 0), own_score)
+    weights, own_weight = tl.exp(scores - best), tl.exp(own_score - best)
+    total = (tl.sum(weights, 0) + own_weight)[:, None]
+    weights, own_weight = weights[:, None], own_weight[:, None]
+    out_1 = tl.sum(values_1.to(tl.float32) * weights, 0)[None, :] + value_1 * own_weight
+    out_2 = tl.sum(values_2.to(tl.float32) * weights, 0)[None, :] + value_2 * own_weight
+    out = out_ptr + (row * HEADS + head) * HEAD + zero + d[None, :]
+    tl.store(out, (out_1 / total).to(out_ptr.dtype.element_ty))
+    tl.store(out + half, (out_2 / total).to(out_ptr.dtype.element_ty))
 
 
 def attend_stages(
@@ -299,11 +296,11 @@ def attend_stages(
     _, rows, heads, stages, head = cache.shape
     out = qkv.new_empty((rows, heads * head))
     of_x, constants = pending_arguments(qkv, norm)
+    block = max(8, triton.next_power_of_2(stage))  # few registers let many blocks be resident, and read ahead
     launch(
         _attend_stages, (rows, heads),
         qkv, query_norm, key_norm, query_norm if rope is None else rope, cache, out, *of_x, rows, stage, eps,
         **constants,
-        STAGES=stages, HEADS=heads, HEAD=head, ROPE=rope is not None, BLOCK_T=triton.next_power_of_2(stages),
-        num_warps=2,
+        STAGES=stages, HEADS=heads, HEAD=head, ROPE=rope is not None, BLOCK_T=block, num_warps=1 if block <= 8 else 2,
     )  # fmt: skip
     return out

@@ -1,8 +1,9 @@
 """How kernels are launched, and compiled before that.
 
 Programmatic dependent launch: a kernel may start while the one before it ends, and fetch what does not depend on it.
-Every kernel of this package calls `arrive` before it touches anything that is ever written. What stands in front of the
-call overlaps with the kernel before: the weights of a product, for instance.
+What stands in front of a kernel's call of `arrive` overlaps with the kernel before. It may read whatever that one does
+not write: weights, what the step was staged with, and results of kernels before that one, since all of those have ended
+when it lets this one start. Nothing is written there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _compiling = ContextVar("compiling", default=False)
 
 @triton.jit
 def arrive(OVERLAP: tl.constexpr):
-    """Wait for the kernel before to have ended, and let the one behind start."""
+    """Wait for the kernel before to have ended, and let the one behind start, in this order: see above."""
     if OVERLAP:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()

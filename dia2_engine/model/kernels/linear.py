@@ -24,10 +24,10 @@ from .launch import OVERLAP, arrive, launch, prefetch
 
 # Which kernel wins where: docs/performance.md.
 _FEW_ROWS = 4  # up to here the one without matrix units
-_SOME_ROWS = 32  # up to here tiles
-_SUM_ROWS, _SUM_WEIGHTS = 128, 1 << 22  # up to here tiles for residual sums, with weights below this size
+_SOME_ROWS = 32  # up to here tiles in slices
+_MORE_ROWS, _MORE_WEIGHTS = 128, 1 << 23  # up to here large tiles, with weights below this size; half of both for sums
 _OUTPUTS = 4  # of a block of few rows
-_WEIGHTS = 2048  # of each output that such a block holds at a time, over its rows
+_INPUTS = 2048  # of each output that such a block holds at a time, at most
 
 
 @triton.jit
@@ -74,12 +74,16 @@ def _few_rows(
     real = (n < outputs)[:, None]
     weights = weight_ptr + n[:, None].to(tl.int64) * INPUTS + k[None, :]
     ups = weights + outputs * INPUTS
+    xs = x_ptr + r[:, None] * INPUTS + k[None, :]
+    inside = (r < rows)[:, None]
+    outs = out_ptr + r[:, None] * outputs + n[None, :]
+    wanted = inside & (n < outputs)[None, :]
     weight = tl.load(weights, mask=real, other=0.0)  # before `arrive`: while the kernel before still runs
     if GATE != "":
         up = tl.load(ups, mask=real, other=0.0)
+    if ADD:
+        before = tl.load(outs, mask=wanted, other=0.0).to(tl.float32)
     arrive(OVERLAP)
-    xs = x_ptr + r[:, None] * INPUTS + k[None, :]
-    inside = (r < rows)[:, None]
     x = tl.load(xs, mask=inside, other=0.0)
     squares = tl.zeros((BLOCK_R,), tl.float32)
     if NORM:
@@ -100,10 +104,8 @@ def _few_rows(
     result = tl.sum(total, 2) * factor
     if GATE != "":
         result = _activate(result, GATE) * _activate(tl.sum(second, 2) * factor, UP)
-    outs = out_ptr + r[:, None] * outputs + n[None, :]
-    wanted = inside & (n < outputs)[None, :]
     if ADD:
-        result += tl.load(outs, mask=wanted, other=0.0).to(tl.float32)
+        result += before
     tl.store(outs, result.to(out_ptr.dtype.element_ty), mask=wanted)
 
 
@@ -168,9 +170,9 @@ def _tile(
     second = total
     outs = out_ptr + r[:, None] * outputs + n[None, :]
     wanted = (r < rows)[:, None] & (n < outputs)[None, :]
-    arrive(OVERLAP)
     if ADD:
         before = tl.load(outs, mask=wanted, other=0.0).to(tl.float32)
+    arrive(OVERLAP)
     for start in tl.range(first, first + share, step, num_stages=STAGES):
         x = _chunk(xs + start, k, INPUTS - start, even)
         total = _times(x, _chunk(weights + start, k, INPUTS - start, even), total, SLICES)
@@ -220,6 +222,11 @@ class Tile:
     warps: int = 4
     stages: int = 4  # of the pipeline through shared memory
 
+    @property
+    def takes_norm(self) -> bool:
+        """Whether a norm and a gate are part of the product; with large tiles they gain nothing."""
+        return self.slices > 1
+
     def blocks(self, rows: int, weights: int) -> int:
         """Without splits."""
         return -(-rows // self.rows) * -(-weights // self.outputs)
@@ -228,20 +235,21 @@ class Tile:
 _ENOUGH_BLOCKS = 96  # for the 132 multiprocessors of an H100
 # The first one with enough blocks is taken: large tiles read the fewest bytes.
 _TILES = (Tile(16, 32, 64, slices=4), Tile(16, 16, 64, slices=4))
-_SUM_TILE = Tile(64, 32, 64, stages=5)
+_LARGE_TILE = Tile(64, 32, 64, stages=5)
 _MOST_SPLITS = 4
 _AHEAD_BYTES = 8 << 20  # a larger weight than this gains nothing by being asked for ahead
 _MOST_TILES = 4096  # of a product that is split
 
 
 def _tile_for(x: Tensor, weight: Tensor, *, add: bool) -> Tile | None:
-    """None: the vendor's library is to do it."""
+    """None: the vendor's library is to do it. Large tiles overlap with the kernel in front, which it does not."""
     rows, outputs = x.shape[0], weight.shape[0]
     if x.element_size() > 2:
         return None
     if rows <= _SOME_ROWS:
         return next((tile for tile in _TILES if tile.blocks(rows, outputs) >= _ENOUGH_BLOCKS), _TILES[-1])
-    return _SUM_TILE if add and rows <= _SUM_ROWS and weight.numel() < _SUM_WEIGHTS else None
+    part = 2 if add else 1
+    return _LARGE_TILE if rows * part <= _MORE_ROWS and weight.numel() * part < _MORE_WEIGHTS else None
 
 
 def _splits_for(blocks: int, steps: int) -> int:
@@ -263,15 +271,12 @@ def _gate(
     BLOCK: tl.constexpr, BLOCK_W: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One row's f(first half) * g(second half) of a product, and before that the factor of a norm of x."""
-    arrive(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    gate = tl.load(both_ptr + row * 2 * HIDDEN + h, mask=h < HIDDEN).to(tl.float32)
-    up = tl.load(both_ptr + row * 2 * HIDDEN + HIDDEN + h, mask=h < HIDDEN).to(tl.float32)
-    if NORM:
-        factor = row_factor(x_ptr, row, eps, WIDTH, BLOCK_W)
-        gate *= factor
-        up *= factor
+    factor = row_factor(x_ptr, row, eps, WIDTH, BLOCK_W) if NORM else 1.0
+    arrive(OVERLAP)
+    gate = tl.load(both_ptr + row * 2 * HIDDEN + h, mask=h < HIDDEN).to(tl.float32) * factor
+    up = tl.load(both_ptr + row * 2 * HIDDEN + HIDDEN + h, mask=h < HIDDEN).to(tl.float32) * factor
     out = _activate(gate, GATE) * _activate(up, UP)
     tl.store(out_ptr + row * HIDDEN + h, out.to(out_ptr.dtype.element_ty), mask=h < HIDDEN)
 
@@ -289,13 +294,14 @@ def linear(
 
     norm    the epsilon of an RMSNorm of x in front, whose own weight is multiplied into `weight`
     gate    names of activations (f, g): `weight` is [2 * out, in], and the result f(first half) * g(second half)
-    add_to  the residual stream [R, out]: the product is added to it in place, and it is returned
+    add_to  the residual stream [R, out]: the product is added to it in place, and it is returned. It is read before the
+            kernel in front has ended, so that one must not write it
     dtype   of the result, if not that of x
     """
     rows, outputs = x.shape[0], weight.shape[0] // 2 if gate else weight.shape[0]
     tile = _tile_for(x, weight, add=add_to is not None) if rows > _FEW_ROWS else None
-    if rows > _FEW_ROWS and tile is None:
-        return _many_rows(x, weight, norm=norm, gate=gate, add_to=add_to, dtype=dtype)
+    if rows > _FEW_ROWS and (tile is None or not tile.takes_norm):
+        return _many_rows(x, weight, tile, norm=norm, gate=gate, add_to=add_to, dtype=dtype)
     out = x.new_empty((rows, outputs), dtype=dtype or x.dtype) if add_to is None else add_to
     if tile is not None:
         tiled(x, weight, out, tile, norm=norm, gate=gate, add=add_to is not None)
@@ -317,7 +323,8 @@ def pending(x: Tensor, weight: Tensor, norm: float, dtype: torch.dtype | None = 
 
     x must not change before that.
     """
-    if x.shape[0] <= _FEW_ROWS or _tile_for(x, weight, add=False) is not None:
+    tile = _tile_for(x, weight, add=False)
+    if x.shape[0] <= _FEW_ROWS or (tile is not None and tile.takes_norm):
         return linear(x, weight, norm=norm, dtype=dtype), None
     return linear(x, weight, dtype=dtype), Pending(x, norm)
 
@@ -336,7 +343,7 @@ def _by_outputs(
     """`linear` of few rows into `out`."""
     (rows, inputs), outputs = x.shape, out.shape[1]
     block_r = triton.next_power_of_2(rows)
-    block_k = min(_WEIGHTS // (block_r * (2 if gate else 1)), inputs & -inputs)  # a divisor: no block is ragged
+    block_k = min(_INPUTS, inputs & -inputs)  # a divisor: no block is ragged
     launch(
         _few_rows, (triton.cdiv(outputs, _OUTPUTS),),
         x, weight, out, rows, outputs, norm or 0.0,
@@ -375,19 +382,25 @@ def tiled(
 def _many_rows(
     x: Tensor,
     weight: Tensor,
+    tile: Tile | None,
     *,
     norm: float | None,
     gate: tuple[str, str] | None,
     add_to: Tensor | None,
     dtype: torch.dtype | None,
 ) -> Tensor:
+    """`linear` with a norm and a gate in kernels of their own, by large tiles or the vendor's library."""
     if norm is not None and gate is None:
         x = F.rms_norm(x, x.shape[-1:], None, norm)
-    if add_to is not None:
+    if add_to is not None and tile is None:
         return torch.addmm(add_to, x, weight.t(), out=add_to)
-    if dtype is not None and dtype != x.dtype:
-        return torch.mm(x, weight.t(), out_dtype=dtype)
-    product = F.linear(x, weight)
+    if tile is not None:
+        product = x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype or x.dtype) if add_to is None else add_to
+        tiled(x, weight, product, tile, add=add_to is not None)
+    elif dtype is not None and dtype != x.dtype:
+        product = torch.mm(x, weight.t(), out_dtype=dtype)
+    else:
+        product = F.linear(x, weight)
     if gate is not None:
         (rows, width), hidden = x.shape, weight.shape[0] // 2
         product, both = x.new_empty((rows, hidden)), product

@@ -69,7 +69,6 @@ def _sample_heads(
     BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The action (head 0) or codebook 0 (head 1) of one row; with that, what is given of the slot's next column."""
-    arrive(OVERLAP)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     v = tl.arange(0, BLOCK)
     scale, temperature = tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + head)
@@ -81,11 +80,11 @@ def _sample_heads(
     sampled = tl.load(kind_ptr + row * CODEBOOKS) == 0
     size = tl.where(head == 0, actions, vocab)
     logits = logits_ptr + row * 2 * WIDTH + tl.where(head == 0, 0, actions) + v
-    cond = tl.load(logits, mask=v < size, other=0.0)
-    uncond = tl.load(logits + WIDTH, mask=v < size, other=0.0)
-    if WIDTH_X:
-        cond *= row_factor(x_ptr, row * 2, x_eps, WIDTH_X, BLOCK_X)
-        uncond *= row_factor(x_ptr, row * 2 + 1, x_eps, WIDTH_X, BLOCK_X)
+    factor = row_factor(x_ptr, row * 2, x_eps, WIDTH_X, BLOCK_X) if WIDTH_X else 1.0
+    other = row_factor(x_ptr, row * 2 + 1, x_eps, WIDTH_X, BLOCK_X) if WIDTH_X else 1.0
+    arrive(OVERLAP)
+    cond = tl.load(logits, mask=v < size, other=0.0) * factor
+    uncond = tl.load(logits + WIDTH, mask=v < size, other=0.0) * other
     chosen = _sampled(cond, uncond, size, scale, temperature, top_k, uniform, filter_k, BLOCK)
     tl.store(actions_ptr + row, chosen, mask=head == 0)
     tl.store(codes_ptr + row * CODEBOOKS, chosen, mask=head == 1)
@@ -137,8 +136,7 @@ def _sample_stage(
     WIDTH_X: tl.constexpr, BLOCK_X: tl.constexpr, CODEBOOKS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK: tl.constexpr, LAST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One codebook of one row, and the input of the next stage. All that is read is asked for at once, at the start."""
-    arrive(OVERLAP)
+    """One codebook of one row, and the input of the next stage."""
     row = tl.program_id(0).to(tl.int64)
     v = tl.arange(0, BLOCK)
     scale, temperature = tl.load(scale_ptr + row), tl.load(temperature_ptr + row * 2 + 1)
@@ -148,11 +146,11 @@ def _sample_stage(
     if not LAST:
         one, other = _stage_inputs(inputs_ptr, row, group, groups, WIDTH, BLOCK_W)
     logits = logits_ptr + row * 2 * vocab + v
-    cond = tl.load(logits, mask=v < vocab, other=0.0)
-    uncond = tl.load(logits + vocab, mask=v < vocab, other=0.0)
-    if WIDTH_X:
-        cond *= row_factor(normed_ptr, row * 2, norm_eps, WIDTH_X, BLOCK_X)
-        uncond *= row_factor(normed_ptr, row * 2 + 1, norm_eps, WIDTH_X, BLOCK_X)
+    factor = row_factor(normed_ptr, row * 2, norm_eps, WIDTH_X, BLOCK_X) if WIDTH_X else 1.0
+    other_factor = row_factor(normed_ptr, row * 2 + 1, norm_eps, WIDTH_X, BLOCK_X) if WIDTH_X else 1.0
+    arrive(OVERLAP)
+    cond = tl.load(logits, mask=v < vocab, other=0.0) * factor
+    uncond = tl.load(logits + vocab, mask=v < vocab, other=0.0) * other_factor
     chosen = _sampled(cond, uncond, vocab, scale, temperature, top_k, uniform, filter_k, BLOCK)
     tl.store(codes_ptr + row * CODEBOOKS + codebook, chosen)
     tl.store(audio, chosen, mask=kind == 0)
