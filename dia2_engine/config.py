@@ -27,7 +27,7 @@ class EngineConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     dtype: str = "auto"  # auto (bfloat16 on CUDA, float32 on the CPU), float32, bfloat16
     slots: int = 8  # streams that generate at the same time
-    kv_gb: float = 0.0  # memory of the KV cache; 0: a whole context for each slot
+    kv_gb: float = 0.0  # memory of the KV cache; 0: a whole context for each slot, if that is free
     queue: int = 32  # requests that may wait for a slot; more are refused at once
     boundary: Boundary = "seamless"  # seamless, or reference (what nari-labs/dia2 does; docs/boundary.md)
     cooldown_frames: int = 6  # encoded silence between the voice prefix and the request

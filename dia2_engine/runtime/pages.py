@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 
+def cache_pages(slots: int, whole: int, room: int) -> int:
+    """How many pages a cache has: `whole`, a context, for each slot, or what there is room for; one context at least.
+
+    No stream that is admitted runs out of pages, so fewer than all contexts only make streams wait.
+    """
+    return max(whole, min(slots * whole, room))
+
+
 class PagePool:
     """Pages 0 .. count-1."""
 

@@ -30,13 +30,14 @@ from ..model.plain import PlainModel
 from ..model.step import Columns, SlotMemory, Step
 from .buffers import ColumnBuffers, Staged, StepBuffers
 from .graphs import Graphs
-from .pages import PagePool
+from .pages import PagePool, cache_pages
 
 log = logging.getLogger(__name__)
 
 Ids = NDArray[np.int64]
 
 _PAGE_COLUMNS = 64  # of the KV cache on a GPU
+_KV_SHARE = 0.9  # of the memory that is free beside the weights; CUDA graphs and the codec's state need the rest
 
 
 class Passes(Protocol):
@@ -69,7 +70,7 @@ class ModelRunner:
         cuda_graphs: bool = True,
         kv_gb: float = 0.0,
     ) -> None:
-        """`kv_gb` bounds the KV cache, which holds at least one whole context; 0 holds one for each slot."""
+        """`kv_gb` bounds the KV cache; 0: by the memory that is free, on a GPU."""
         config = model.config
         weight = model.transformer.cb0_head.weight
         self.model, self.codec, self.config = model, codec, config
@@ -91,7 +92,11 @@ class ModelRunner:
             self._extend_columns = config.max_context_steps
         whole, stack = -(-context // page), config.decoder
         page_bytes = 2 * stack.layers * 2 * stack.kv_heads * page * stack.head_dim * weight.element_size()
-        count = max(whole, min(slots * whole, int(kv_gb * 1e9) // page_bytes)) if kv_gb else slots * whole
+        room = kv_gb * 1e9
+        if self.on_gpu and not kv_gb:
+            room = _KV_SHARE * torch.cuda.mem_get_info(self.device)[0]
+        count = cache_pages(slots, whole, int(room) // page_bytes if room else slots * whole)
+        log.info("KV cache of %.1f GB: %.1f whole contexts", count * page_bytes / 1e9, count / whole)
         # One page more, of scratch: for rows that fill a bucket up, and for columns behind a stream's last.
         keys = torch.zeros(
             (stack.layers, count + 1, 2, stack.kv_heads, page, stack.head_dim), dtype=weight.dtype, device=self.device

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dia2_engine.runtime.pages import PagePool
+from dia2_engine.runtime.pages import PagePool, cache_pages
 
 
 @given(st.integers(0, 30), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 12)), max_size=40))
@@ -34,3 +34,10 @@ def test_a_slot_takes_pages_once() -> None:
     pool.take(1, 2)
     with pytest.raises(ValueError, match="slot 1"):
         pool.take(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("room", "pages"), [(0, 24), (23, 24), (50, 50), (10_000, 96)], ids=["none", "too little", "some", "plenty"]
+)
+def test_a_cache_holds_what_there_is_room_for_and_one_context_at_least(room: int, pages: int) -> None:
+    assert cache_pages(slots=4, whole=24, room=room) == pages
