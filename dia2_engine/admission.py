@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from .boundary import BoundaryStream, StreamLimits, steps_needed
+from .boundary import BoundaryStream, StreamLimits, carried_room, steps_needed
 from .config import REQUEST_RANGES, EngineConfig
 from .errors import InvalidArgument
 from .model.config import ModelConfig
-from .stream import Stream, Voice
-from .text.parser import Encode, parse_script
-from .text.state_machine import MAX_PADDING_STEPS, TextMachine
+from .stream import Stream, Text, Voice
+from .text.parser import Encode, ScriptReader, parse_script
+from .text.state_machine import MAX_PADDING_STEPS, Entry, TextMachine
 from .types import Request
 from .voice.voice import NO_VOICE
 
+_NO_LIMIT = 1 << 62  # frames
 _ROUNDING = 1e-4  # relative: numbers arrive as float32, and 0.08 must still be one frame
 
 
@@ -40,27 +41,59 @@ class Admission:
 
     def parse(self, request: Request) -> Stream:
         """The stream of a request. Raises InvalidArgument naming the field, its value and what is allowed."""
+        name, voice = self._voice(request.voice)
+        self._check_length(request.text)
+        entries = parse_script([request.text.strip()], self._encode, self._machine.tokens, 1 / self._frame_s)
+        if not any(entry.tokens for entry in entries):
+            raise InvalidArgument("TEXT has no words to speak; give at least one word outside of tags")
+        if not self._carried_frames(voice):
+            self._check_context(entries, name, voice)
+        machine = (voice.prefix.machine if voice else self._machine).copy()
+        machine.entries.extend(entries)
+        return self._stream(request, voice, machine, self.config.max_seconds)
+
+    def open(self, request: Request) -> Stream:
+        """The stream of a session, whose text comes through `read`. Raises InvalidArgument like `parse`."""
+        _, voice = self._voice(request.voice)
+        if not self._carried_frames(voice):
+            raise InvalidArgument("a session needs boundary=seamless, carry_over_s > 0 and a context that holds both")
+        machine = (voice.prefix.machine if voice else self._machine).copy()
+        machine.open = True
+        stream = self._stream(request, voice, machine, math.inf)
+        tokens = self._machine.tokens
+        stream.reader = ScriptReader(self._encode, tokens, 1 / self._frame_s, tokens.spk1)
+        return stream
+
+    def read(self, stream: Stream, text: str, *, flush: bool = False, close: bool = False) -> Text:
+        """A piece of a session's text. Raises InvalidArgument, and then the piece changes nothing."""
+        assert stream.reader is not None, "only sessions are told more text"
+        self._check_length(stream.reader.rest + text)
+        waiting = len(stream.boundary.machine.entries) + sum(len(text.entries) for text in tuple(stream.inbox))
+        if waiting > self.config.max_text_chars:
+            raise InvalidArgument(
+                f"TEXT came while {waiting} words wait to be spoken; allowed: at most {self.config.max_text_chars}"
+            )
+        return Text(stream.reader.read(text, to_its_end=flush or close), flush, close)
+
+    def _stream(self, request: Request, voice: Voice | None, machine: TextMachine, most_s: float) -> Stream:
         config, model = self.config, self.model
-        name = self.default_voice if request.voice is None else request.voice
-        if name not in self.voices and name != NO_VOICE:
-            raise InvalidArgument(f"VOICE is {name!r}; known voices: {', '.join((*self.voices, NO_VOICE))}")
-        voice = self.voices.get(name)
         seed = _number("SEED", request.seed, *REQUEST_RANGES["seed"])
         temperature = _number("TEMPERATURE", request.temperature, *REQUEST_RANGES["temperature"])
         top_k = _number("TOP_K", request.top_k, *REQUEST_RANGES["top_k"])
         cfg_scale = _number("CFG_SCALE", request.cfg_scale, *REQUEST_RANGES["cfg_scale"])
         max_seconds = _number("MAX_SECONDS", request.max_seconds, self._frame_s, config.max_seconds)
         heat = (config.text_temperature, config.temperature) if temperature is None else (temperature, temperature)
-        max_frames = math.floor((max_seconds or config.max_seconds) / self._frame_s + _ROUNDING)
-        limits = StreamLimits(model.max_context_steps, max(1, max_frames), MAX_PADDING_STEPS)
+        most_s = most_s if max_seconds is None else max_seconds
+        max_frames = _NO_LIMIT if math.isinf(most_s) else max(1, math.floor(most_s / self._frame_s + _ROUNDING))
         boundary = BoundaryStream(
-            machine=self._read(request.text, name, voice),
+            machine=machine,
             delays=model.delays,
             bos=model.audio_bos,
             prefix=voice.prefix if voice else None,
             boundary=config.boundary,
             kick=config.kick,
-            limits=limits,
+            limits=StreamLimits(model.max_context_steps, max_frames, MAX_PADDING_STEPS, self._carried_frames(voice)),
+            fresh=self._machine,
         )
         return Stream(
             voice=voice,
@@ -72,13 +105,25 @@ class Admission:
             submitted_s=time.monotonic(),
         )
 
-    def _read(self, text: str, name: str, voice: Voice | None) -> TextMachine:
-        """The voice's text machine with the script behind it, if they fit the context together."""
+    def _voice(self, name: str | None) -> tuple[str, Voice | None]:
+        name = self.default_voice if name is None else name
+        if name not in self.voices and name != NO_VOICE:
+            raise InvalidArgument(f"VOICE is {name!r}; known voices: {', '.join((*self.voices, NO_VOICE))}")
+        return name, self.voices.get(name)
+
+    def _check_length(self, text: str) -> None:
         if len(text) > self.config.max_text_chars:
             raise InvalidArgument(f"TEXT has {len(text)} characters; allowed: 1 to {self.config.max_text_chars}")
-        entries = parse_script([text.strip()], self._encode, self._machine.tokens, 1 / self._frame_s)
-        if not any(entry.tokens for entry in entries):
-            raise InvalidArgument("TEXT has no words to speak; give at least one word outside of tags")
+
+    def _carried_frames(self, voice: Voice | None) -> int:
+        """What a stream takes along into a fresh context; 0 if streams end with their context."""
+        if self.config.boundary != "seamless":
+            return 0
+        room = carried_room(self.model.max_context_steps, voice.prefix.frames if voice else 0, self.model.max_delay)
+        frames = min(round(self.config.carry_over_s / self._frame_s), room)
+        return frames if frames > self.model.max_delay else 0
+
+    def _check_context(self, entries: Sequence[Entry], name: str, voice: Voice | None) -> None:
         frames = voice.prefix.frames if voice else 0
         needed = steps_needed(entries, frames, self.model.max_delay, MAX_PADDING_STEPS)
         if needed > self.model.max_context_steps:
@@ -87,9 +132,6 @@ class Admission:
                 f"{self.model.max_context_steps - frames} are left after the voice {name!r}; "
                 "split it into shorter requests"
             )
-        machine = (voice.prefix.machine if voice else self._machine).copy()
-        machine.entries.extend(entries)
-        return machine
 
 
 def _number(field_name: str, value: float | None, low: float, high: float) -> float | None:

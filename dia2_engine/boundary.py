@@ -14,53 +14,19 @@ Everything here is plain Python and numpy, so that it can be tested against any 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import dropwhile, islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .config import Boundary
-from .text.state_machine import Entry, TextMachine
+from .grid import DelayGrid, Ids
+from .text.state_machine import MAX_PADDING_STEPS, Entry, TextMachine
 from .types import BEFORE_START, FROM_PREFIX, SAMPLED, FinishReason
 
-Ids = NDArray[np.int64]
-
-UNFILLED = -2  # "not generated": legal nowhere, so that reading such a cell is caught by every guard
-
-
-class DelayGrid:
-    """Audio ids of one stream on the delayed grid: BOS before a codebook's first frame, then prefix, then samples."""
-
-    def __init__(self, delays: Sequence[int], bos: int, prefix: Ids, sample_from: Sequence[int], columns: int) -> None:
-        """`prefix` is aligned [C, P]; cell c is sampled from column `sample_from[c]` on, but not before its delay."""
-        self.delays = np.asarray(delays, np.int64)  # [C]
-        self.sample_from = np.maximum(sample_from, self.delays)  # [C]
-        self.all_sampled_from = int(self.sample_from.max())  # from this column on every cell is
-        self._codebooks = np.arange(len(delays))
-        self.cells = np.full((len(delays), columns), UNFILLED, np.int64)  # [C, columns]
-        for c, (delay, end) in enumerate(zip(self.delays, self.sample_from, strict=True)):
-            self.cells[c, :end] = bos
-            known = min(end, columns) - delay
-            if known > 0 and prefix.shape[1]:
-                self.cells[c, delay : delay + known] = prefix[c, :known]
-
-    def sampled(self, column: int) -> NDArray[np.bool_]:
-        """Which codebooks of a column are sampled, [C]."""
-        return column >= self.sample_from
-
-    def write(self, column: int, ids: Ids) -> None:
-        """Store sampled ids [C]; cells that are not sampled keep what they are."""
-        if column >= self.all_sampled_from:
-            self.cells[:, column] = ids
-        else:
-            mask = self.sampled(column)
-            self.cells[mask, column] = ids[mask]
-
-    def frame(self, index: int) -> Ids:
-        """Aligned frame `index`, [C]."""
-        ids: Ids = self.cells[self._codebooks, index + self.delays]
-        return ids
+_FRESH_CONTEXT_STEPS = 64  # before a context's end, a stream looks for a good place to leave it
 
 
 @dataclass(frozen=True)
@@ -107,20 +73,55 @@ def build_prefix(
 
 
 @dataclass(frozen=True)
+class _Begun:
+    """An entry of the stream's own, the step at which it began, and who speaks."""
+
+    entry: Entry
+    step: int
+    speaker: int | None
+
+    def named(self, until: int) -> Entry:
+        """With its speaker's tag, where somebody else may have spoken before, if that fits in before step `until`."""
+        pieces = self.entry.tokens
+        if not pieces or self.speaker is None or self.speaker in pieces or until - self.step < len(pieces) + 2:
+            return self.entry
+        return replace(self.entry, tokens=(self.speaker, *pieces))
+
+
+@dataclass(frozen=True)
 class StreamLimits:
     """Where a stream ends at the latest."""
 
     max_steps: int  # columns of context, the prefix's included
     max_frames: int  # emitted
     tail_frames: int  # emitted after the step at which the script ran out
+    carried_frames: int = 0  # of its own audio that a stream takes along into a fresh context; 0: it ends there
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Known columns that are to be fed before the next step."""
+
+    start: int  # position of the first
+    columns: Ids  # [N, 2 + C]
+    from_voice: bool  # behind the voice's snapshot, in place of all that was fed before
 
 
 class BoundaryStream:
     """One request on the grid. Per step: `column()` and `given()`, then `take_action()` and `advance()`.
 
     The ids that a step samples are needed for its frames only, so `take_codes()` may come later: neither text nor
-    the end of a stream depends on them. `replay` holds the columns from the cut to the prefix's end, which the
-    request's text makes known; feed them in one pass before the first step.
+    the end of a stream depends on them.
+
+    Text may come while it is spoken, if the machine is open: `append()`, `flush()`, `close()`. A stream whose next step
+    may need a word that is missing `waits`. Where all that has begun was flushed, it goes on as if the text ended there
+    (a copy of the machine ends, `_ending`), until all of it has been emitted; when more text comes it goes back to the
+    first frame that has not been.
+
+    Before a step `turn()` is due whenever `turns`: it lays out columns that are known and must be fed in one pass. At
+    the start those are the columns from the cut to the prefix's end, which the text makes known; after a flush the
+    pause since the last word; and where the context ends, the voice again and the stream's last seconds behind it.
+    Everything that has been made goes along, so a fresh context is no seam in the audio.
     """
 
     def __init__(
@@ -133,22 +134,34 @@ class BoundaryStream:
         boundary: Boundary,
         kick: bool,
         limits: StreamLimits,
+        fresh: TextMachine,
     ) -> None:
-        """`machine` holds the request's entries; with a prefix, behind what is left of the prefix's own."""
+        """`machine` holds the request's entries; with a prefix, behind what is left of the prefix's own.
+
+        `fresh` is a machine without entries, as streams without a prefix begin with.
+        """
         self.machine = machine
         self.limits = limits
         self.max_delay = max(delays)
+        self._instant = int(min(delays) == 0)  # then a frame's first cell is made by the step before its column
         self.end: FinishReason | None = None
-        self.words: list[tuple[str, int]] = []  # text and grid frame at which it starts
+        self.words: deque[tuple[str, int]] = deque()  # text and grid frame at which it starts, until they are taken
         self.cache_shift = 0  # KV rows run ahead of positions by this: the reference feeds one column twice
+        self.frames_out = 0
+        self._prefix, self._fresh, self._bos = prefix, fresh, bos
+        self._ending: TextMachine | None = None
+        self._ending_from = (0, (0, 0))  # the step at which it was copied, and the text of that step's column
+        self._begun: list[_Begun] = []  # in this context
+        self._speaker: int | None = None
+        self._started = False
+        empty = np.zeros((len(delays), 0), np.int64)
         if prefix is None:
-            empty = np.zeros((len(delays), 0), np.int64)
             self._forced_steps, self._word_steps, self._kick_step = 0, frozenset[int](), -1
             # Column 0 is input: with a delay of 0 no step makes that codebook's frame 0, so frames begin at 1.
             self.grid = DelayGrid(delays, bos, empty, [max(1, delay) for delay in delays], limits.max_steps + 1)
             self.step, self.text = 0, (machine.tokens.bos, machine.tokens.pad)
-            self.first_frame: int | None = int(min(delays) == 0)
-            self.replay = np.zeros((0, 2 + len(delays)), np.int64)
+            self.first_frame: int | None = self._instant
+            self._replay_end = 0
         else:
             frames = prefix.frames
             regenerate = boundary == "reference"
@@ -158,32 +171,156 @@ class BoundaryStream:
             self.grid = DelayGrid(delays, bos, prefix.tokens, sample_from, limits.max_steps + 1)
             self.step, self.text = prefix.cut, prefix.cut_text
             self.first_frame = frames
-            self.replay = self._replay(frames if regenerate or min(delays) > 0 else frames - 1)
+            self._replay_end = frames if regenerate else frames - self._instant
             if regenerate:
-                self._forced_steps, self.step, self.cache_shift = 0, frames - 1, 1
+                self.cache_shift = 1
                 # The reference crops where the main stream first shows a word boundary, less the initial padding;
                 # with a second stream the main one never shows any, and it crops at its first step.
-                self.first_frame = self.step if machine.lookahead_words else None
-        self.first_step = self.step
-        self.frames_out = 0
+                self.first_frame = frames - 1 if machine.lookahead_words else None
         self.most_steps = self._most_steps()  # columns it may ever take
-        self._depformer_from = int(min(self.grid.sample_from[1:], default=limits.max_steps + 1))
         self._nothing_given = np.zeros(len(delays), np.int64), np.zeros(len(delays), np.int64)
 
     def _most_steps(self) -> int:
-        if self.first_frame is None:  # no frame is sent until a word begins, which an empty script has none of
+        # No frame is sent until a word begins, which an empty script has none of.
+        if self.first_frame is None or self.machine.open:
             return self.limits.max_steps
-        text = self.step + self.machine.most_steps() + self.limits.tail_frames + self.max_delay + 1
+        begin = max(self.step, self._forced_steps)
+        text = begin + self.machine.most_steps() + self.limits.tail_frames + self.max_delay + 1
         return min(self.limits.max_steps, text, self.first_frame + self.limits.max_frames + self.max_delay)
 
-    def _replay(self, end: int) -> Ids:
+    # ---- text that comes while it is spoken
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """More of the script."""
+        self.machine.entries.extend(entries)
+
+    def flush(self) -> None:
+        """Speak what is there to its end without waiting for the words behind it."""
+        self.machine.flush()
+
+    def close(self) -> None:
+        """No more text will come."""
+        self.machine.open = False
+        if self._ending is not None and not self.machine.entries:
+            self.machine, self._ending = self._ending, None
+            if self._everything_out():
+                self.end = "stop"
+
+    @property
+    def may_start(self) -> bool:
+        """Whether there is enough text for the replay and the step behind it; asked before the start."""
+        machine, theirs = self.machine, len(self._prefix.machine.entries) if self._prefix else 0
+        own = list(islice(machine.entries, theirs, None))
+        words = sum(bool(entry.tokens) for entry in own)
+        if not machine.open or machine.flushed > theirs:
+            return words > 0
+        return bool(own) and words >= machine.lookahead_words + bool(own[0].tokens)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it takes no step until more text has come."""
+        if self._ending is not None:
+            return self._everything_out() and not self._goes_on()
+        return self._lacks_text() and not self.machine.flushing
+
+    def _lacks_text(self) -> bool:
+        return self.machine.lacks_text() if self.step == self._kick_step else self.machine.waits()
+
+    def _goes_on(self) -> bool:
+        """Whether text has come since the stream began to end."""
+        return bool(self.machine.entries) and not self.machine.lacks_text()
+
+    def _everything_out(self) -> bool:
+        return self.frames_out >= self._frames_total()[0]
+
+    # ---- known columns
+
+    @property
+    def turns(self) -> bool:
+        """Whether `turn()` is due before the next step. All ids made so far must have been taken before that."""
+        if not self._started:
+            return True
+        if self._ending is not None:
+            return self._goes_on()
+        return self._is_due_for_a_fresh_context()
+
+    def turn(self) -> Replay:
+        """Go to where the next step continues, and say what must be fed for that."""
+        if not self._started:
+            self._started = True
+            return self._start()
+        return self._go_on() if self._ending is not None else self._take_a_fresh_context()
+
+    def _start(self) -> Replay:
+        start = self.step
+        columns = self._forced(self.machine, self._replay_end, self._word_steps)
+        if self.cache_shift:
+            self._forced_steps, self.step = 0, self.step - 1
+        return Replay(start, columns, from_voice=True)
+
+    def _go_on(self) -> Replay:
+        """After a flush: the frames that have been emitted are known, and what was made beyond is dropped.
+
+        If none of the end has been emitted, the stream goes back to the step at which it began to end.
+        """
+        assert self.first_frame is not None
+        self._ending = None
+        start, self.text = self._ending_from
+        self.step, frame = start, self.first_frame + self.frames_out
+        columns = self._forced(self.machine, max(start, frame - self._instant), frozenset())
+        self.grid.forget(self.step + 1, frame)
+        return Replay(start, columns, from_voice=False)
+
+    def _is_due_for_a_fresh_context(self) -> bool:
+        """Best at the end of a sentence, else of a word, and in a word only if there is none (a long pause, say)."""
+        limits, machine = self.limits, self.machine
+        end_steps = machine.max_padding + limits.tail_frames + self.max_delay + 2  # for which there must be room
+        left = limits.max_steps - self.step - end_steps
+        if left > _FRESH_CONTEXT_STEPS or not limits.carried_frames or machine.end_step is not None:
+            return False
+        between = not machine.pending and machine.forced_padding <= 0
+        if between and not machine.entries:
+            return False  # it is about to end, for which there is room
+        sentence_ended = bool(self._begun) and self._begun[-1].entry.text.endswith((".", "!", "?"))
+        return left <= 0 or (between and (sentence_ended or left <= _FRESH_CONTEXT_STEPS // 2))
+
+    def _take_a_fresh_context(self) -> Replay:
+        """The voice's columns, and behind them the stream's own from its first word in the last `carried_frames`."""
+        assert self.first_frame is not None
+        prefix, step, text = self._prefix, self.step, self.text
+        begun = [one for one in self._begun if one.step >= step - self.limits.carried_frames]
+        begun = list(dropwhile(lambda one: not one.entry.tokens, begun))
+        # Frames that have not been emitted come along in any case.
+        first = min([self.first_frame + self.frames_out, *(one.step for one in begun[:1])])
+        start, voice_frames = (prefix.cut, prefix.frames) if prefix else (0, 0)
+        shift = voice_frames - first
+        machine = (prefix.machine if prefix else self._fresh).copy()
+        until = begun[1].step if len(begun) > 1 else step
+        machine.entries.extend(one.named(until) if one is begun[0] else one.entry for one in begun)
+        machine.entries.extend(self.machine.entries)
+        self.grid = self.grid.moved(prefix.tokens if prefix else self.grid.cells[:, :0], first, step)
+        self._begun = [replace(one, step=one.step + shift) for one in begun]
+        self.words = deque((word, frame + shift) for word, frame in self.words)
+        self.first_frame += shift
+        self._forced_steps, self._kick_step = 0, -1
+        word_steps = (prefix.word_steps if prefix else frozenset()) | {one.step for one in self._begun}
+        self.step, self.text = start, prefix.cut_text if prefix else (machine.tokens.bos, machine.tokens.pad)
+        columns = self._forced(machine, step + shift, word_steps)
+        self.text = text
+        return Replay(start, columns, from_voice=True)
+
+    def _forced(self, machine: TextMachine, end: int, word_steps: frozenset[int]) -> Ids:
+        """Go to step `end`, entries beginning at `word_steps`; the columns on the way."""
         start, text = self.step, []
-        while self.step < end:
+        for step in range(start, end):
             text.append(self.text)
-            self.take_action(False)
-            self.step += 1
-        audio = self.grid.cells[:, start:end].T
+            made = machine.step(step, step in word_steps, forced=True)
+            self.text = (made.main, made.second)
+        self.step = max(start, end)
+        audio = self.grid.cells[:, start : self.step].T
         return np.concatenate([np.asarray(text, np.int64).reshape(len(text), 2), audio], axis=1)
+
+    # ---- a step
 
     def column(self) -> Ids:
         """The column this step consumes, [2 + C]."""
@@ -191,7 +328,7 @@ class BoundaryStream:
 
     def samples_audio(self) -> bool:
         """Whether this step needs the depformer; else it is text-only (codebook 0 comes with the transformer)."""
-        return self.step + 1 >= self._depformer_from
+        return self.step + 1 >= self.grid.depformer_from
 
     def given(self) -> tuple[Ids, Ids]:
         """Ids [C] of the next column that are not sampled (0 where they are), and of each cell what it comes from.
@@ -211,36 +348,55 @@ class BoundaryStream:
         kicked = self.step == self._kick_step
         if in_prefix:
             new_word = self.step in self._word_steps
-        made = self.machine.step(self.step, new_word or kicked, forced=in_prefix or kicked)
+        elif self._ending is None and self._lacks_text():
+            self._ending, self._ending_from = self.machine.copy(), (self.step, self.text)
+            self._ending.entries.clear()
+            self._ending.open = False
+        machine = self._ending or self.machine
+        made = machine.step(self.step, new_word or kicked, forced=in_prefix or kicked)
         self.text = (made.main, made.second)
         if in_prefix:
             return
-        if self.first_frame is None and made.main == self.machine.tokens.new_word:
-            self.first_frame = max(0, self.step - self.machine.initial_padding)
-        if made.started is not None and made.started.tokens:
-            self.words.append((made.started.text, self.step))
+        if self.first_frame is None and made.main == machine.tokens.new_word:
+            self.first_frame = max(0, self.step - machine.initial_padding)
+        if made.started is not None:
+            self._begin(made.started)
+
+    def _begin(self, entry: Entry) -> None:
+        speakers = (self.machine.tokens.spk1, self.machine.tokens.spk2)
+        self._speaker = next((piece for piece in entry.tokens if piece in speakers), self._speaker)
+        self._begun.append(_Begun(entry, self.step, self._speaker))
+        if entry.tokens:
+            self.words.append((entry.text, self.step))
 
     def advance(self) -> range:
         """The step is made. Indices of the frames that its codes complete, in order; sets `end` with the last one."""
         self.step += 1
         out_of_context = self.step >= self.limits.max_steps
         if self.first_frame is None and out_of_context:
-            self.first_frame = self.first_step
+            assert self._prefix is not None
+            self.first_frame = self._prefix.frames - 1
         if self.end is not None or self.first_frame is None:
             return range(0)
-        frames_total, reason = self.limits.max_frames, "length"
-        if self.machine.end_step is not None:
-            spoken = self.machine.end_step + self.limits.tail_frames + 1 - self.first_frame
-            if spoken <= frames_total:
-                frames_total, reason = spoken, "stop"
         first = self.first_frame + self.frames_out
+        frames_total, reason = self._frames_total()
         complete = self.step - self.max_delay + 1 - self.first_frame
         self.frames_out = max(self.frames_out, min(frames_total, complete))
         if self.frames_out >= frames_total:
-            self.end = "stop" if reason == "stop" else "length"
+            if reason == "length" or self._ending is None:
+                self.end = reason
         elif out_of_context:
             self.end = "length"
         return range(first, self.first_frame + self.frames_out)
+
+    def _frames_total(self) -> tuple[int, FinishReason]:
+        """How many frames are emitted, as far as that is known, and why no more."""
+        machine = self._ending or self.machine
+        if machine.end_step is not None and self.first_frame is not None:
+            spoken = machine.end_step + self.limits.tail_frames + 1 - self.first_frame
+            if spoken <= self.limits.max_frames:
+                return spoken, "stop"
+        return self.limits.max_frames, "length"
 
     def take_codes(self, column: int, ids: Ids) -> None:
         """Store the ids [C] that were sampled for a column. Cells that are not sampled are ignored."""
@@ -251,3 +407,8 @@ def steps_needed(entries: Iterable[Entry], prefix_frames: int, max_delay: int, t
     """Fewest columns in which `entries` can be spoken after the prefix, delay and tail included."""
     text = sum(entry.padding + 1 if entry.tokens else entry.padding for entry in entries)
     return prefix_frames + text + tail_frames + max_delay
+
+
+def carried_room(max_steps: int, prefix_frames: int, max_delay: int) -> int:
+    """How many frames may be carried at most: half of what a context has beside the voice and its end."""
+    return (max_steps - prefix_frames - 2 * MAX_PADDING_STEPS - max_delay - 2 - _FRESH_CONTEXT_STEPS) // 2

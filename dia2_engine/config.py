@@ -38,8 +38,10 @@ class EngineConfig:
     text_temperature: float = 0.6
     top_k: int = 50
     cfg_filter_k: int = 50  # guided candidates kept at every sampling; 0: all
-    max_seconds: float = 120.0  # longest utterance
+    max_seconds: float = 1800.0  # longest utterance of a request; a session may last longer
     max_text_chars: int = 10_000  # longest script
+    carry_over_s: float = 8.0  # of its own audio that a stream takes into a fresh context; 0: it ends with its context
+    session_idle_s: float = 60.0  # a session that lacks text for so long is ended
     run_ahead_s: float = 4.0  # how far generation may run ahead of playback; 0: no bound
     max_chunk_frames: int = 4  # largest audio chunk; the first ones are one frame
     cuda_graphs: bool = True  # on a GPU, record every pass at start-up; off for debugging
@@ -59,6 +61,8 @@ class EngineConfig:
         _range(self, "cfg_filter_k", 0, 100_000)
         _range(self, "max_seconds", 0.1, 3600)
         _range(self, "max_text_chars", 1, 1_000_000)
+        _range(self, "carry_over_s", 0, 60)
+        _range(self, "session_idle_s", 0.01, 86_400)
         _range(self, "run_ahead_s", 0, 3600)
         _range(self, "max_chunk_frames", 1, 250)
         _choice(self, "boundary", ("seamless", "reference"))

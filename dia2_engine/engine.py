@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from .admission import Admission
-from .boundary import Ids
 from .config import EngineConfig
 from .errors import ConfigError, Dia2Error, InternalError
+from .grid import Ids
 from .model.checkpoint import find_checkpoint, load_dia2
 from .model.mimi import MimiDecoder
 from .model.sampling import uniforms
 from .runtime.guard import IdGuard
 from .runtime.runner import ModelRunner
-from .stream import Stream, Voice
+from .stream import Stream, Text, Voice
 from .telemetry import Telemetry
 from .types import FROM_PREFIX, Event, Failed, Finished, Request
 from .voice.voice import NO_VOICE, PreparedVoice, list_voices
@@ -141,6 +141,14 @@ class Engine:
         """
         return self._admission.parse(request)
 
+    def open(self, request: Request) -> Stream:
+        """Lay out a session, whose text comes through `read`; raises like `parse`."""
+        return self._admission.open(request)
+
+    def read(self, stream: Stream, text: str, *, flush: bool = False, close: bool = False) -> Text:
+        """What a piece of text says to a session's stream; one thread at a time. Raises InvalidArgument."""
+        return self._admission.read(stream, text, flush=flush, close=close)
+
     # ---- slots
 
     @property
@@ -155,15 +163,19 @@ class Engine:
     def start(self, stream: Stream) -> None:
         """Give a stream the lowest free slot: copy its voice's snapshot, then one pass over the tail's columns."""
         slot = self.slots.index(None)
-        boundary = stream.boundary
-        self.runner.open(slot, boundary.most_steps)
+        self.runner.open(slot, stream.boundary.most_steps)
         self.slots[slot], stream.slot = stream, slot
-        self.guard.columns(boundary.replay)
-        self.runner.restore(slot, stream.voice.snapshot if stream.voice else None)
-        if stream.voice:
-            self.runner.extend(slot, boundary.replay, stream.voice.prefix.cut)
-        self.runner.enter(slot, boundary.column()[2:])
         self._settings.put(slot, stream)
+        self._turn(stream, codec=True)
+
+    def _turn(self, stream: Stream, *, codec: bool = False) -> None:
+        """Feed what is known before the stream's next step. The codec goes on where it is, but at the start."""
+        replay = stream.boundary.turn()
+        self.guard.columns(replay.columns)
+        if replay.from_voice:
+            self.runner.restore(stream.slot, stream.voice.snapshot if stream.voice else None, codec=codec)
+        self.runner.extend(stream.slot, replay.columns, replay.start)
+        self.runner.enter(stream.slot, stream.boundary.column()[2:])
 
     def release(self, stream: Stream) -> None:
         """Free a stream's slot; what it leaves there is inert."""
@@ -185,6 +197,7 @@ class Engine:
         On a GPU what this step makes is read, decoded and sent by the next call, while that one's step runs. A stream
         that fails is released and does not disturb the others; one that has reached its end makes no further steps.
         """
+        self._prepare(streams, emit)
         staged = self._stage(streams, emit)
         sampling = sum(stream.boundary.samples_audio() for stream in staged)
         reads_text = self.model_config.depformer_text
@@ -205,9 +218,25 @@ class Engine:
         else:
             self._finish(made, emit)
 
+    def _prepare(self, streams: Sequence[Stream], emit: Emit) -> None:
+        """Feed the columns that some streams must see before this step, and end what ends without one."""
+        turning = [stream for stream in streams if stream.boundary.end is None and stream.boundary.turns]
+        closed = [stream for stream in streams if stream.boundary.end is not None]
+        if not turning and not closed:
+            return
+        self._finish(self._unfinished, emit)  # the columns hold what the last step made
+        self._unfinished = []
+        for stream in turning:
+            if stream.slot >= 0:
+                self._turn(stream)
+        for stream in closed:
+            if stream.slot >= 0:
+                self._send(stream, emit)
+
     def _stage(self, streams: Sequence[Stream], emit: Emit) -> list[Stream]:
         """What the host knows of the step, a row for each stream; those that sample audio come first."""
-        going = [stream for stream in streams if stream.boundary.end is None and self._is_legal(stream, emit)]
+        going = [s for s in streams if s.slot >= 0 and not s.boundary.end and not s.boundary.waits]
+        going = [stream for stream in going if self._is_legal(stream, emit)]
         going.sort(key=lambda stream: not stream.boundary.samples_audio())
         if not going:
             return going
@@ -294,7 +323,8 @@ class Engine:
         end = stream.boundary.end
         frames = len(stream.audio)
         # The first chunks are one frame; later ones grow with what the listener has in hand.
-        if frames and (end or frames >= min(self.config.max_chunk_frames, max(1, stream.sent_frames // 2))):
+        enough = min(self.config.max_chunk_frames, max(1, stream.heard_frames // 2))
+        if frames and (end or stream.boundary.waits or frames >= enough):
             if stream.first_audio_s is None:
                 stream.first_audio_s = time.monotonic()
                 self.telemetry.observe("first_audio_s", stream.first_audio_s - stream.submitted_s)

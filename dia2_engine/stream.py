@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +13,8 @@ from numpy.typing import NDArray
 
 from .boundary import BoundaryStream, Prefix
 from .runtime.runner import SlotSnapshot
+from .text.parser import ScriptReader
+from .text.state_machine import Entry
 from .types import AudioChunk, Word
 
 
@@ -19,6 +25,15 @@ class Voice:
     name: str
     prefix: Prefix
     snapshot: SlotSnapshot
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of a session's text."""
+
+    entries: Sequence[Entry]
+    flush: bool
+    close: bool
 
 
 @dataclass(eq=False)
@@ -33,28 +48,46 @@ class Stream:
     top_k: int
     submitted_s: float
     slot: int = -1  # none
-    cancelled: bool = False
+    cancelled: str = ""  # why
     ended: bool = False
     first_audio_s: float | None = None
+    dry_s: float = -math.inf  # when a listener will have played all that was sent; -inf: there is nobody listening yet
+    heard_frames: int = 0  # sent since then
     audio: list[NDArray[np.float32]] = field(default_factory=list)  # decoded frames not yet sent
     sent_frames: int = 0
-    sent_words: int = 0
+    reader: ScriptReader | None = None  # of a session, whose text comes while it is spoken
+    inbox: deque[Text] = field(default_factory=deque)  # text that the engine has not taken yet
+    closed: bool = False  # no more will come
+    text_s: float = field(default_factory=time.monotonic)  # when text came last
 
-    def cancel(self) -> None:
+    def cancel(self, reason: str = "the request was cancelled") -> None:
         """Ask for the stream to end; it does within one frame, with `Failed(Cancelled)`. From any thread."""
-        self.cancelled = True
+        self.cancelled = self.cancelled or reason
+
+    def take_text(self) -> None:
+        """Hand what has come to the boundary stream. From the engine's thread."""
+        if self.slot >= 0 and self.boundary.waits and self.dry_s < time.monotonic():
+            self.dry_s, self.heard_frames = -math.inf, 0  # it is to be heard as soon as a new one
+        while self.inbox:
+            text = self.inbox.popleft()
+            self.boundary.append(text.entries)
+            if text.flush:
+                self.boundary.flush()
+            if text.close:
+                self.boundary.close()
 
     def take_chunk(self, frame_s: float) -> AudioChunk:
         """What has been decoded and not sent, with the words that start in it."""
         first = self.sent_frames
         self.sent_frames += len(self.audio)
+        self.heard_frames += len(self.audio)
+        self.dry_s = max(self.dry_s, time.monotonic()) + len(self.audio) * frame_s
         offset = self.boundary.first_frame or 0
         words = []
-        for text, frame in self.boundary.words[self.sent_words :]:
-            if frame - offset >= self.sent_frames:
-                break
+        ahead = self.boundary.words
+        while ahead and ahead[0][1] - offset < self.sent_frames:
+            text, frame = ahead.popleft()
             words.append(Word(text, (frame - offset) * frame_s))
-        self.sent_words += len(words)
         audio = np.concatenate(self.audio)
         self.audio.clear()
         return AudioChunk(audio, first, tuple(words))

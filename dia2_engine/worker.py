@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from .config import EngineConfig
 from .engine import Engine
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 Sink = Callable[[Event], None]
 IsCancelled = Callable[[], bool]
 _Outbox = queue.SimpleQueue[tuple[Sink, Event] | None]
+_T = TypeVar("_T")
 DELIVERY_THREADS = 8
 _POLL_S = 0.02
 _POLLED_AT_ONCE = 64  # more streams than this are polled less often: at 256 once a frame
@@ -60,6 +62,7 @@ class Worker:
         self.voices = tuple(self.engine.voices)
         self._capacity = config.slots + config.queue
         self._run_ahead_s = config.run_ahead_s
+        self._session_idle_s = config.session_idle_s
         self._stop_file = config.stop_file
         self._wake = threading.Condition()
         self._queued: deque[Stream] = deque()
@@ -83,18 +86,50 @@ class Worker:
         or `Failed`. `is_cancelled` is polled from the watch thread until then. Raises InvalidArgument or
         Unavailable, in which case the sink is never called.
         """
+        return self._admit(self._checked(lambda: self.engine.parse(request)), sink, is_cancelled)
+
+    def open(self, request: Request, sink: Sink, is_cancelled: IsCancelled | None = None) -> Stream:
+        """Like `submit`, for a session: it begins with the request's text, which may be empty, and `say` adds more.
+
+        It takes a slot when there are words enough to begin with, and keeps it, whether it speaks or waits for text.
+        """
+        stream = self._checked(lambda: self.engine.open(request))
+        if request.text:
+            text = self._checked(lambda: self.engine.read(stream, request.text))
+            stream.inbox.append(text)
+        return self._admit(stream, sink, is_cancelled)
+
+    def say(self, stream: Stream, text: str, *, flush: bool = False, close: bool = False) -> None:
+        """More text for a session, which may end anywhere, in a word or a tag; from one thread at a time.
+
+        flush: speak what is there to its end without waiting for the words behind it. close: no more text will come;
+        the session ends when all is spoken. Raises InvalidArgument, and then the piece changes nothing, or Cancelled
+        if the session has ended.
+        """
+        piece = self._checked(lambda: self.engine.read(stream, text, flush=flush, close=close))
+        with self._wake:
+            if stream not in self._open or stream.closed:
+                raise Cancelled("the session was closed" if stream.closed else "the session has ended")
+            stream.text_s, stream.closed = time.monotonic(), close
+            stream.inbox.append(piece)
+            self._wake.notify_all()
+
+    def _checked(self, read: Callable[[], _T]) -> _T:
         try:
-            stream = self.engine.parse(request)
+            return read()
         except InvalidArgument:
             self.telemetry.count("invalid")
             raise
+
+    def _admit(self, stream: Stream, sink: Sink, is_cancelled: IsCancelled | None) -> Stream:
         with self._wake:
             if self._closing or len(self._open) >= self._capacity:
                 self.telemetry.count("rejected")
                 full = f"all slots are busy and the queue is full ({len(self._open)} streams); try again"
                 raise Unavailable("the server is shutting down" if self._closing else full)
             self._open[stream] = _Caller(sink, is_cancelled, next(self._next_outbox))
-            self._queued.append(stream)
+            if stream.reader is None:
+                self._queued.append(stream)
             self._wake.notify_all()
         self._report()
         return stream
@@ -121,6 +156,7 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._wake:
+                self._take_text()
                 self._reap()
                 if self._closing and not self._open:
                     break
@@ -143,6 +179,17 @@ class Worker:
         for outbox in self._outboxes:
             outbox.put(None)
 
+    def _take_text(self) -> None:
+        """Hand sessions what was said to them. One that may begin waits for a slot from then on."""
+        for stream in [s for s in self._open if s.inbox]:
+            stream.take_text()
+            if stream.slot >= 0 or stream in self._queued:
+                continue
+            if stream.boundary.may_start:
+                self._queued.append(stream)
+            elif stream.closed:
+                self._emit(stream, Finished("stop", 0))  # without a word
+
     def _start(self, stream: Stream) -> None:
         try:
             self.engine.start(stream)
@@ -156,31 +203,28 @@ class Worker:
         for stream in [s for s in self._open if s.cancelled]:
             if stream in self._queued:
                 self._queued.remove(stream)
-            reason = "the server is shutting down" if self._closing else "the request was cancelled"
+            reason = "the server is shutting down" if self._closing else stream.cancelled
             self.engine.fail(stream, Cancelled(reason), self._emit)
 
     def _due(self, entering: Stream | None) -> tuple[list[Stream], float | None]:
         """Live streams that should advance now, and how long until the next one may.
 
-        A stream that has sent nothing yet goes first: steps without the depformer are short. The others leave it the
-        device while all of them are ahead of their listeners.
+        A stream that nobody hears yet goes first: steps without the depformer are short. The others leave it the device
+        while all of them are ahead of their listeners. Sessions that lack text take no step.
         """
         now_s, bound_s = time.monotonic(), self._run_ahead_s or math.inf
-        leads_s = {stream: self._lead_s(stream, now_s) for stream in self.engine.live if stream.boundary.end is None}
+        live, unfinished = self.engine.live, self.engine.unfinished
+        over = [stream for stream in live if stream.boundary.end is not None and stream not in unfinished]
+        going = [stream for stream in live if stream.boundary.end is None and not stream.boundary.waits]
+        leads_s = {stream: stream.dry_s - now_s for stream in going}
         made_s = {s: lead_s + len(s.audio) * self.engine.frame_s for s, lead_s in leads_s.items()}  # sent or not
         due = [stream for stream in leads_s if made_s[stream] <= bound_s]
-        new = [stream for stream in due if stream.first_audio_s is None]
+        new = [stream for stream in due if stream.dry_s == -math.inf]
         if new or entering is not None:
-            others = [stream for stream in due if stream.first_audio_s is not None]
+            others = [stream for stream in due if stream.dry_s != -math.inf]
             urgent = any(leads_s[stream] < _LEAST_LEAD_S for stream in others)
             due = new + [stream for stream in others if urgent and leads_s[stream] < _SAFE_LEAD_S]
-        return due, min((ahead_s - bound_s for ahead_s in made_s.values() if ahead_s > bound_s), default=None)
-
-    def _lead_s(self, stream: Stream, now_s: float) -> float:
-        """How far what a stream has sent is ahead of a listener who plays from its first chunk on."""
-        if stream.first_audio_s is None:
-            return -math.inf
-        return stream.sent_frames * self.engine.frame_s - (now_s - stream.first_audio_s)
+        return over + due, min((ahead_s - bound_s for ahead_s in made_s.values() if ahead_s > bound_s), default=None)
 
     def _emit(self, stream: Stream, event: Event) -> None:
         """Put an event into the outbox; after a terminal one the stream is gone and says nothing more."""
@@ -225,7 +269,7 @@ class Worker:
             if self._stop_file and os.path.exists(self._stop_file):
                 self._end_streams()
                 return
-            gone = False
+            gone = self._cancel_idle()  # or anything else that was cancelled
             for stream, poll in polled:
                 if not stream.cancelled and self._is_gone(poll):
                     stream.cancel()
@@ -234,6 +278,17 @@ class Worker:
                 if gone:
                     self._wake.notify_all()
                 self._wake.wait_for(lambda: self._closing, _POLL_S * max(1.0, len(polled) / _POLLED_AT_ONCE))
+
+    def _cancel_idle(self) -> bool:
+        """End sessions whose text has stayed away for too long. Whether any stream waits for its end."""
+        limit_s, now_s = self._session_idle_s, time.monotonic()
+        with self._wake:
+            live = list(self._open)
+            late = [s for s in live if s.reader is not None and not s.closed and now_s - s.text_s > limit_s]
+            idle = [s for s in late if s.boundary.waits or (s.slot < 0 and s not in self._queued)]
+        for stream in idle:
+            stream.cancel(f"the session was idle for {limit_s:g} s")
+        return any(stream.cancelled for stream in live)
 
     @staticmethod
     def _is_gone(poll: IsCancelled) -> bool:

@@ -232,8 +232,8 @@ class ModelRunner:
         return SlotSnapshot(keys, values, self.codec_state.snapshot(slot) if codec else None)
 
     @torch.inference_mode()
-    def restore(self, slot: int, snapshot: SlotSnapshot | None) -> None:
-        """Put a slot into a snapshot's state; None: empty."""
+    def restore(self, slot: int, snapshot: SlotSnapshot | None, *, codec: bool = True) -> None:
+        """Put a slot into a snapshot's state; None: empty. Not `codec`: the codec's state stays as it is."""
         if snapshot is not None:
             rows = snapshot.keys.shape[4]
             for page, keys, values in zip(
@@ -241,6 +241,8 @@ class ModelRunner:
             ):
                 self.memory.keys[:, page, ..., :rows, :] = keys
                 self.memory.values[:, page, ..., :rows, :] = values
+        if not codec:
+            return
         with self._beside():
             if snapshot is not None and snapshot.codec is not None:
                 self.codec_state.restore(slot, snapshot.codec)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 MAX_PADDING_STEPS = 6  # longest wait between words; the reference's setting, which the model was trained with
 INITIAL_PADDING_STEPS = 2  # wait before the first word, where no prefix stands in front of it
@@ -68,6 +69,9 @@ class TextMachine:
         self.padding_budget = initial_padding  # steps the model may still wait before a word is forced
         self.forced_padding = initial_padding  # steps it must still wait
         self.end_step: int | None = None  # the step at which the machine first had no word left to start
+        self.open = False  # whether more entries may come
+        self.flushed = 0  # of the entries: these may begin, although words behind them may be missing
+        self.flushing = False  # whether the last entry that began is of those, or none is left
 
     def copy(self) -> TextMachine:
         twin = TextMachine.__new__(TextMachine)
@@ -96,6 +100,20 @@ class TextMachine:
         second = self.lookahead.popleft() if self.lookahead else self.tokens.pad
         return TextStep(main, second, started)
 
+    def flush(self) -> None:
+        """Let all entries begin that there are now, without the words that they look ahead to."""
+        self.flushed, self.flushing = len(self.entries), True
+
+    def lacks_text(self) -> bool:
+        """Whether the next entry cannot begin yet: it is not there, or not all that it looks ahead to."""
+        if not self.open or self.flushed:
+            return False
+        return not self.entries or bool(self.entries[0].tokens and self.lookahead_words and not self._peek(1))
+
+    def waits(self) -> bool:
+        """Whether the next step could begin an entry, and that cannot begin yet."""
+        return not self.pending and self.forced_padding <= 0 and self.lacks_text()
+
     def most_steps(self) -> int:
         """In how many more steps `end_step` is set at the latest, whatever the model proposes."""
         first = max(len(self.pending), self.forced_padding, self.padding_budget) + 1
@@ -116,6 +134,8 @@ class TextMachine:
                 self.end_step = step
             return None
         entry = self.entries.popleft()
+        self.flushing = self.flushed > 0
+        self.flushed = max(0, self.flushed - 1)
         if entry.tokens:
             self.pending.extend(entry.tokens)
             self.lookahead.extend(self._peek())
@@ -123,10 +143,10 @@ class TextMachine:
         self.forced_padding = entry.padding
         return entry
 
-    def _peek(self) -> tuple[int, ...]:
-        """Pieces of the word `lookahead_words` ahead of the one that just began; pauses do not count as words."""
+    def _peek(self, first: int = 0) -> tuple[int, ...]:
+        """Pieces of the word `lookahead_words` ahead of the one before entry `first`; pauses do not count as words."""
         ahead = self.lookahead_words
-        for entry in self.entries:
+        for entry in islice(self.entries, first, None):
             if entry.tokens:
                 ahead -= 1
                 if ahead == 0:

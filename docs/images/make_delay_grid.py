@@ -85,9 +85,11 @@ def play() -> Example:
         boundary="seamless",
         kick=True,
         limits=StreamLimits(max_steps=1500, max_frames=1500, tail_frames=6),
+        fresh=TextMachine(TOKENS, lookahead_words=2, max_padding=6, initial_padding=2),
     )
-    text = [(int(row[0]), int(row[1])) for row in np.concatenate([prefix.columns, stream.replay])]
-    runs = ["warm-up"] * prefix.cut + ["replay"] * len(stream.replay)
+    replay = stream.turn().columns
+    text = [(int(row[0]), int(row[1])) for row in np.concatenate([prefix.columns, replay])]
+    runs = ["warm-up"] * prefix.cut + ["replay"] * len(replay)
     emitted: dict[int, int] = {}
     while stream.step <= plan.frames + COLUMNS_AFTER:
         step = stream.step

@@ -10,15 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dia2_engine.boundary import (
-    UNFILLED,
     BoundaryStream,
-    Ids,
     Prefix,
     StreamLimits,
     build_prefix,
     steps_needed,
 )
 from dia2_engine.config import Boundary
+from dia2_engine.grid import UNFILLED, Ids
 from dia2_engine.text.parser import parse_script
 from dia2_engine.text.state_machine import Entry, TextMachine, TextTokens
 from dia2_engine.types import BEFORE_START, FROM_PREFIX, SAMPLED
@@ -77,6 +76,7 @@ class Setting:
             boundary=boundary,
             kick=kick,
             limits=StreamLimits(CONTEXT, max_frames, TAIL),
+            fresh=machine(self.lookahead),
         )
 
 
@@ -139,6 +139,7 @@ class Played:
 def play(stream: BoundaryStream, seed: int) -> Played:
     """Drive a stream to its end with random actions and codes."""
     rng, codes = random.Random(seed), np.random.default_rng(seed)
+    stream.turn()
     played = Played({}, {}, [], [])
     while stream.end is None:
         step = stream.step
@@ -231,7 +232,7 @@ def test_cut_and_replay_equal_the_whole_prefix(deployment: Setting, script: str)
     for step in range(prefix.frames):
         made = whole.step(step, step in prefix.word_steps, forced=True)
         text.append((made.main, made.second))
-    columns = np.concatenate([prefix.columns, stream.replay])
+    columns = np.concatenate([prefix.columns, stream.turn().columns])
     assert len(columns) == stream.step
     assert columns[:, :2].tolist() == [list(pair) for pair in text[: len(columns)]]
     assert stream.text == text[stream.step]

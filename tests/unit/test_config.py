@@ -22,6 +22,8 @@ def given_for_every_field(voices: Path) -> dict[str, tuple[str, object]]:
         "dtype": ("bfloat16", "bfloat16"),
         "slots": (" 3 ", 3),
         "kv_gb": ("1.5", 1.5),
+        "carry_over_s": ("4.5", 4.5),
+        "session_idle_s": ("20", 20.0),
         "queue": ("0", 0),
         "boundary": ("reference", "reference"),
         "cooldown_frames": ("12", 12),

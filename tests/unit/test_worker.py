@@ -316,7 +316,7 @@ def test_a_new_stream_goes_before_those_that_are_ahead() -> None:
     for stream in (ahead, between, behind, new):
         engine.start(stream)
     for stream, lead_s in ((ahead, 3600.0), (between, 0.4), (behind, 0.0)):
-        stream.first_audio_s, stream.sent_frames = time.monotonic(), round(lead_s / engine.frame_s)
+        stream.dry_s = time.monotonic() + lead_s
 
     def due(entering: Stream | None = None) -> set[Stream]:
         return set(worker._due(entering)[0])

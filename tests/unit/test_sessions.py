@@ -1,0 +1,249 @@
+"""Sessions on the golden checkpoints: text in while audio comes out, through the engine and through its threads."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dia2_engine import AudioChunk, Cancelled, Engine, Event, Failed, Finished, InvalidArgument, Request, Worker
+from dia2_engine.stream import Stream
+from tests.support import LINE, Collector, Recorder, audio_of, make_config, make_engine, speak, words_of, write_voices
+
+WAIT_S = 60.0
+TEXT = 'Hello there, how are you? [S2] I am <break time="0.4s"/> fine, thanks. [S1] Good to hear that, really.'
+
+
+@pytest.fixture(scope="module", params=["small", "lowrank", "textdep"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    voices = write_voices(tmp_path_factory.mktemp("voices"), request.param)
+    return make_engine(request.param, slots=4, voices=str(voices))
+
+
+class Talk:
+    """A session driven by hand, one step at a time, beside other streams."""
+
+    def __init__(self, engine: Engine, others: Sequence[Stream] = (), *, voice: str = "duo", seed: int = 1) -> None:
+        self.engine, self.record, self.others = engine, Recorder(), others
+        self.stream = engine.open(Request("", voice=voice, seed=seed))
+        for other in others:
+            engine.start(other)
+
+    def say(self, text: str, *, flush: bool = False, close: bool = False) -> None:
+        self.stream.inbox.append(self.engine.read(self.stream, text, flush=flush, close=close))
+        self.stream.take_text()
+
+    def run(self, steps: int = 10_000) -> None:
+        for _ in range(steps):
+            if self.stream.slot < 0:
+                if not self.stream.boundary.may_start or self.ended:
+                    return
+                self.engine.start(self.stream)
+            if self.stream.boundary.waits and not self.stream.boundary.end:
+                return
+            going = [other for other in self.others if other.slot >= 0]
+            self.engine.step([self.stream, *going], self.record)
+
+    @property
+    def ended(self) -> bool:
+        return self.record.ended(self.stream)
+
+    @property
+    def events(self) -> list[Event]:
+        return self.record.events[self.stream]
+
+
+@pytest.mark.parametrize("voice", ["duo", "none"])
+def test_word_by_word_equals_the_whole(engine: Engine, voice: str) -> None:
+    """The same samples, bit for bit, in a batch with others, however the text is cut and whenever it comes."""
+    _, whole = speak(engine, Request(TEXT, voice=voice, seed=1))
+    for seed in range(2):
+        rng = random.Random(seed)
+        others = [engine.parse(Request(LINE, seed=9 + i)) for i in range(seed)]
+        talk = Talk(engine, others, voice=voice)
+        places = sorted(rng.sample(range(len(TEXT)), 12))
+        for start, end in zip([0, *places], [*places, len(TEXT)], strict=True):
+            talk.say(TEXT[start:end])
+            talk.run(rng.choice([0, 4, 10_000]))
+        talk.say("", close=True)
+        talk.run()
+        assert talk.events[-1] == whole[-1]
+        np.testing.assert_allclose(audio_of(talk.events), audio_of(whole), atol=1e-4)
+        assert words_of(talk.events) == words_of(whole)
+        for other in others:
+            engine.release(other)
+
+
+def test_a_flush_equals_the_request_so_far_and_the_session_goes_on(engine: Engine) -> None:
+    _, whole = speak(engine, Request("Hello there, how are you?", voice="duo", seed=1))
+    talk = Talk(engine)
+    talk.say("Hello there, how are ")
+    talk.run()
+    talk.say("you?", flush=True)
+    talk.run()
+    np.testing.assert_allclose(audio_of(talk.events), audio_of(whole), atol=1e-4)
+    assert not talk.ended
+    talk.say("I am fine.", flush=True)
+    talk.run()
+    talk.say("", close=True)
+    talk.run()
+    assert [text for text, _ in words_of(talk.events)] == ["Hello", "there,", "how", "are", "you?", "I", "am", "fine."]
+    said = audio_of(talk.events)
+    np.testing.assert_array_equal(said[: len(audio_of(whole))], audio_of(talk.events)[: len(audio_of(whole))])
+    assert talk.events[-1] == Finished("stop", len(said) // engine.frame_samples)
+    starts = [start for _, start in words_of(talk.events)]
+    pause_s = starts[5] - starts[4]
+    assert pause_s < 0.08 * (len("you?") + 2 * 6 + 2), "the next word follows the pause that ends a text, and no other"
+
+
+def test_the_codec_hears_every_frame_once_across_contexts_and_flushes(tmp_path: Path) -> None:
+    """The waveform is that of one decoding of all frames that were made: no gap, no click, no repetition."""
+    voices = write_voices(tmp_path / "voices", "small")
+    engine = make_engine("small", slots=2, voices=str(voices), max_text_chars=100_000)
+    frames: list[np.ndarray] = []
+    decode = engine.runner.decode
+
+    def listen(slots: list[int], codes: np.ndarray) -> np.ndarray:
+        frames.extend(codes[0].T)
+        return decode(slots, codes)
+
+    engine.runner.decode = listen  # type: ignore[method-assign, assignment]
+    talk = Talk(engine, voice="solo")
+    context = engine.model_config.max_context_steps
+    said: list[str] = []
+    while len(frames) < 2 * context:
+        words = [f"word{len(said) + index}" for index in range(20)]
+        said += words
+        talk.say(" ".join(words) + ". ", flush=len(said) % 60 == 0)
+        talk.run()
+    talk.say("", close=True)
+    talk.run()
+    assert [text.strip(".") for text, _ in words_of(talk.events)] == said
+    starts = [start for _, start in words_of(talk.events)]
+    assert starts == sorted(set(starts))
+    codes = np.concatenate([engine.voices["solo"].prefix.tokens, np.stack(frames, axis=1)], axis=1)
+    engine.runner.restore(1, None)
+    whole = decode([1], codes[None])[0][engine.voices["solo"].prefix.frames * engine.frame_samples :]
+    np.testing.assert_allclose(audio_of(talk.events), whole, atol=1e-3)
+    assert len(talk.stream.boundary._begun) < context, "what a session remembers does not grow with its length"
+
+
+# ---- through the threads
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker(make_config(slots=2, queue=2))
+    yield worker
+    worker.close(WAIT_S)
+
+
+class Heard(Collector):
+    """A sink that lets a test wait for audio."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = threading.Condition()
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_for_words(self, count: int) -> None:
+        with self._changed:
+            heard = self._changed.wait_for(lambda: len(words_of(self.events)) >= count, WAIT_S)
+        assert heard, words_of(self.events)
+
+
+def test_a_session_equals_the_request(worker: Worker) -> None:
+    sink, whole = Heard(), Collector()
+    session = worker.open(Request("", seed=3), sink)
+    for word in LINE.split():
+        worker.say(session, word + " ")
+    worker.say(session, "", close=True)
+    worker.submit(Request(LINE, seed=3), whole)
+    assert sink.wait()[-1] == whole.wait()[-1]
+    np.testing.assert_array_equal(audio_of(sink.events), audio_of(whole.events))
+    with pytest.raises(Cancelled, match="the session"):
+        worker.say(session, "more")
+
+
+def test_flushed_words_are_heard_while_the_session_stays_open(worker: Worker) -> None:
+    sink = Heard()
+    session = worker.open(Request("Hello there, ", seed=3), sink)
+    worker.say(session, "friend.", flush=True)
+    sink.wait_for_words(3)
+    worker.say(session, "Bye now.", flush=True)
+    sink.wait_for_words(5)
+    worker.say(session, "", close=True)
+    assert isinstance(sink.wait()[-1], Finished)
+    assert [text for text, _ in words_of(sink.events)] == ["Hello", "there,", "friend.", "Bye", "now."]
+
+
+def test_a_piece_that_is_refused_changes_nothing(worker: Worker) -> None:
+    sink = Heard()
+    session = worker.open(Request("Hello ", seed=3), sink)
+    with pytest.raises(InvalidArgument, match="TEXT has 20000 characters"):
+        worker.say(session, "x" * 20_000)
+    worker.say(session, "there, friend.", close=True)
+    sink.wait()
+    assert [text for text, _ in words_of(sink.events)] == ["Hello", "there,", "friend."]
+
+
+@pytest.mark.parametrize("text", ["", "Hello ", "Hello there, how are you today my friend "])
+def test_an_idle_session_ends_and_leaves_its_slot(text: str) -> None:
+    worker = Worker(make_config(slots=1, queue=2, session_idle_s=0.05))
+    try:
+        sink = Collector()
+        worker.open(Request(text, seed=1), sink)
+        end = sink.wait()[-1]
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, Cancelled)
+        assert str(end.error) == "the session was idle for 0.05 s"
+        again = Collector()
+        worker.submit(Request(LINE, seed=1), again)
+        assert isinstance(again.wait()[-1], Finished)
+    finally:
+        worker.close(WAIT_S)
+
+
+def test_a_session_closed_without_a_word_ends_at_once(worker: Worker) -> None:
+    sink = Collector()
+    session = worker.open(Request("", seed=1), sink)
+    worker.say(session, " [S1] ", close=True)
+    assert sink.wait() == [Finished("stop", 0)]
+
+
+def test_cancelling_a_session_that_waits(worker: Worker) -> None:
+    """It holds a slot while it waits, and others go on beside it."""
+    sink, other = Heard(), Collector()
+    session = worker.open(Request("Hello there, friend. ", seed=1), sink)
+    worker.say(session, "", flush=True)
+    sink.wait_for_words(3)
+    worker.submit(Request(LINE, seed=1), other)
+    assert isinstance(other.wait()[-1], Finished)
+    session.cancel()
+    end = sink.wait()[-1]
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, Cancelled)
+    assert any(isinstance(event, AudioChunk) for event in sink.events)
+
+
+def test_sessions_side_by_side_do_not_mix(worker: Worker) -> None:
+    sinks = [Heard() for _ in range(2)]
+    texts = ["Hello there, how are you today?", "I am fine, thanks for asking me."]
+    alone = [speak(make_engine(slots=1), Request(text, seed=5))[1] for text in texts]
+    sessions = [worker.open(Request("", seed=5), sink) for sink in sinks]
+    for words in zip(*(text.split() for text in texts), strict=False):
+        for session, word in zip(sessions, words, strict=True):
+            worker.say(session, word + " ")
+    for session, text in zip(sessions, texts, strict=True):
+        worker.say(session, " ".join(text.split()[min(len(t.split()) for t in texts) :]), close=True)
+    for sink, events in zip(sinks, alone, strict=True):
+        assert sink.wait()[-1] == events[-1]
+        np.testing.assert_array_equal(audio_of(sink.events), audio_of(events))
