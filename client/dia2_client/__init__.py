@@ -1,20 +1,24 @@
 """Streams speech from a Triton server that runs stream-dia2. See the README beside this package."""
 
-from .aio import AsyncClient, AsyncStream
-from .client import Client, Stream
+from .aio import AsyncClient
+from .aio_streams import AsyncSession, AsyncStream
+from .client import Client
 from .errors import (
     Cancelled,
     ConnectionFailed,
     Dia2ClientError,
     InvalidArgument,
     ServerError,
+    SessionEnded,
     Timeout,
     Unavailable,
 )
-from .types import Chunk, FinishReason, Options, Speech, Word, pcm16
+from .streams import Session, Stream
+from .types import Chunk, FinishReason, Options, SessionOptions, Speech, Word, pcm16
 
 __all__ = [
     "AsyncClient",
+    "AsyncSession",
     "AsyncStream",
     "Cancelled",
     "Chunk",
@@ -25,6 +29,9 @@ __all__ = [
     "InvalidArgument",
     "Options",
     "ServerError",
+    "Session",
+    "SessionEnded",
+    "SessionOptions",
     "Speech",
     "Stream",
     "Timeout",

@@ -14,12 +14,14 @@ from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
 from .errors import InvalidArgument, ServerError, from_message
-from .types import Chunk, FinishReason, Options, Word
+from .types import Chunk, FinishReason, Options, SessionOptions, Word
 
 MODEL = "dia2_stream"
+SESSION_MODEL = "dia2_session"
 SAMPLE_RATE = 24_000  # unless the model's configuration has a parameter `sample_rate`
 FRAME_PARAMETER = "first_frame"
 FINISH_PARAMETER = "finish_reason"
+FINAL_PARAMETER = "triton_final_response"
 
 CHANNEL_ARGS = [
     ("grpc.max_receive_message_length", -1),
@@ -49,27 +51,45 @@ def build_request(text: str, options: Options, model: str = MODEL) -> service_pb
 
     Ranges and names are the server's to judge: it knows its voices and limits, and says so in its message.
     """
-    unknown = set(options) - Options.__optional_keys__
-    if unknown:
-        raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
-    request = service_pb2.ModelInferRequest(model_name=model)
-    _add_input(request, "TEXT", "BYTES", _string("text", text))
-    voice = options.get("voice")
-    if voice is not None:
-        _add_input(request, "VOICE", "BYTES", _string("voice", voice))
-    for option, (name, triton_type, layout, convert) in _INPUTS.items():
-        value = options.get(option)
-        if value is None:
-            continue
-        try:
-            data = struct.pack(layout, convert(value))
-        except (TypeError, ValueError, OverflowError, struct.error) as error:
-            raise InvalidArgument(f"{option}: {value!r} is not a valid {triton_type}") from error
-        _add_input(request, name, triton_type, data)
+    request = _request(model, text, options, Options.__optional_keys__)
     request.outputs.add(name="AUDIO")
     if options.get("words", True):
         request.outputs.add(name="WORDS")
     return request
+
+
+def build_piece(
+    text: str,
+    options: SessionOptions,
+    sequence_id: str,
+    number: int,
+    *,
+    flush: bool = False,
+    end: bool = False,
+    model: str = SESSION_MODEL,
+) -> service_pb2.ModelInferRequest:
+    """The `number`th request of a session, from 0: the one that begins it, and has its options. Raises InvalidArgument.
+
+    The audio comes with the id of request 0. The others are answered under their own ids, hence the empty final
+    responses, which Triton sends only if asked.
+    """
+    request = _request(model, text, options, SessionOptions.__optional_keys__)
+    if flush:
+        _add_input(request, "FLUSH", "BOOL", struct.pack("<?", True))
+    request.id = f"{sequence_id}-{number}"
+    request.parameters["sequence_id"].string_param = sequence_id
+    request.parameters["sequence_start"].bool_param = number == 0
+    request.parameters["sequence_end"].bool_param = end
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    request.outputs.add(name="AUDIO")
+    request.outputs.add(name="WORDS")
+    return request
+
+
+def is_final(response: service_pb2.ModelStreamInferResponse) -> bool:
+    """Whether nothing follows it for its request."""
+    parameters = response.infer_response.parameters
+    return FINAL_PARAMETER in parameters and bool(parameters[FINAL_PARAMETER].bool_param)
 
 
 def read_reply(response: service_pb2.ModelStreamInferResponse, arrived_s: float) -> Reply:
@@ -83,7 +103,7 @@ def read_reply(response: service_pb2.ModelStreamInferResponse, arrived_s: float)
     result = InferResult(response.infer_response)
     audio = result.as_numpy("AUDIO")
     if audio is None:
-        if reason is None and not parameters["triton_final_response"].bool_param:
+        if reason is None and not is_final(response):
             raise ServerError("a response without AUDIO; is this a dia2_stream model?")
         return Reply(None, reason)
     if audio.dtype != np.float32 or audio.ndim != 1:
@@ -101,6 +121,30 @@ def read_sample_rate(config: service_pb2.ModelConfigResponse) -> int:
     if "sample_rate" not in parameters:
         return SAMPLE_RATE
     return int(parameters["sample_rate"].string_value)
+
+
+def _request(
+    model: str, text: str, options: Options | SessionOptions, known: frozenset[str]
+) -> service_pb2.ModelInferRequest:
+    """A message with the inputs that a text and its options make."""
+    unknown = set(options) - known
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
+    request = service_pb2.ModelInferRequest(model_name=model)
+    _add_input(request, "TEXT", "BYTES", _string("text", text))
+    voice = options.get("voice")
+    if voice is not None:
+        _add_input(request, "VOICE", "BYTES", _string("voice", voice))
+    for option, (name, triton_type, layout, convert) in _INPUTS.items():
+        value = options.get(option)
+        if value is None:
+            continue
+        try:
+            data = struct.pack(layout, convert(value))
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
+            raise InvalidArgument(f"{option}: {value!r} is not a valid {triton_type}") from error
+        _add_input(request, name, triton_type, data)
+    return request
 
 
 def _string(option: str, value: str) -> bytes:

@@ -7,15 +7,18 @@ import importlib
 import os
 import sys
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from .client import Client, Stream
+from .client import Client
+from .dictation import Dictation, UnreadableText
 from .errors import ConnectionFailed, Dia2ClientError, InvalidArgument, Timeout, Unavailable
 from .plot import PLOT_SUFFIXES, draw
 from .sinks import RAW_SUFFIXES, PlayerSink, RawSink, Sink, WavSink
 from .stats import StreamStats
-from .types import Chunk, Options, join
+from .streams import Session, Stream
+from .types import Chunk, SessionOptions, join
 
 OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -24,8 +27,12 @@ examples:
   dia2-say "[S1] Hello there. [S2] Hi, who is this?" -o hello.wav
   dia2-say "Good morning." --voice NAME --seed 7 -o morning.wav    same seed, same audio
   dia2-say --file script.txt --play                                listen while it is made
+  llm | dia2-say - -o out.wav                                      speak it while it is being written
   fortune | dia2-say - -o out.wav --waveform out.png               waveform with word onsets
   dia2-say "Hello." --raw - | ffplay -f s16le -ar 24000 -          raw samples into a pipe
+
+Standard input is spoken as it arrives if the server has the model dia2_session and
+--max-seconds is not given, which needs the whole text. Otherwise all of it is read first.
 
 The WAV file is valid at every moment; Ctrl-C stops the server's work and keeps what has arrived.
 
@@ -41,11 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check(parser, args)
     try:
-        text = read_text(args)
-    except (OSError, UnicodeDecodeError) as error:
+        return speak(args)
+    except UnreadableText as error:
         return complain(f"cannot read the text: {error}", USAGE)
-    try:
-        return speak(text, args)
     except (InvalidArgument, Unavailable, ConnectionFailed, Timeout) as error:
         return complain(str(error), USAGE if isinstance(error, InvalidArgument) else UNREACHABLE)
     except Dia2ClientError as error:
@@ -68,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     text = parser.add_argument_group("what to say (one of)").add_mutually_exclusive_group(required=True)
-    text.add_argument("text", nargs="?", metavar="TEXT", help="the script; - reads standard input")
+    text.add_argument("text", nargs="?", metavar="TEXT", help="the script; - reads standard input, see below")
     text.add_argument("--file", type=Path, metavar="PATH", help="read the script from a UTF-8 file")
 
     out = parser.add_argument_group("where to put it (at least one)")
@@ -140,33 +145,44 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def read_text(args: argparse.Namespace) -> str:
-    """The script, from wherever it was asked for. Raises OSError or UnicodeDecodeError."""
-    if args.file:
-        return str(args.file.read_text(encoding="utf-8-sig"))
-    if args.text == "-":
-        return sys.stdin.buffer.read().decode("utf-8-sig")
+    """The whole script, from wherever it was asked for. Raises UnreadableText."""
+    try:
+        if args.file:
+            return str(args.file.read_text(encoding="utf-8-sig"))
+        if args.text == "-":
+            return sys.stdin.buffer.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableText(error) from None
     return str(args.text)
 
 
-def speak(text: str, args: argparse.Namespace) -> int:
-    """Streams into the sinks. Raises Dia2ClientError and OSError, after the sinks are closed."""
-    options = Options(
+def begin(client: Client, args: argparse.Namespace) -> tuple[Stream | Session, Dictation | None]:
+    """The audio to be, and what feeds it where that is still going on. Raises UnreadableText and Dia2ClientError."""
+    options = SessionOptions(
         voice=args.voice,
         seed=args.seed,
         temperature=args.temperature,
         top_k=args.top_k,
         cfg_scale=args.cfg_scale,
-        max_seconds=args.max_seconds,
-        words=args.waveform is not None,
     )
-    client = Client(args.url, connect_timeout_s=min(5.0, args.timeout), timeout_s=args.timeout)
-    with client, client.stream(text, **options) as stream:
+    if args.text == "-" and args.max_seconds is None:
+        with suppress(Unavailable):  # a server without sessions
+            session = client.session(**options)
+            return session, Dictation(session, sys.stdin.fileno())
+    words = args.waveform is not None
+    return client.stream(read_text(args), **options, max_seconds=args.max_seconds, words=words), None
+
+
+def speak(args: argparse.Namespace) -> int:
+    """Streams into the sinks. Raises UnreadableText, and Dia2ClientError and OSError after the sinks are closed."""
+    with Client(args.url, connect_timeout_s=min(5.0, args.timeout), timeout_s=args.timeout) as client:
+        stream, dictation = begin(client, args)
         stats = StreamStats(stream.sample_rate)
         chunks: list[Chunk] = []
         progress = Progress(shown=sys.stderr.isatty() and not args.quiet)
         try:
             with progress:
-                receive(stream, args, stats, chunks, progress)
+                receive(audio(stream, dictation), stream.sample_rate, args, stats, chunks, progress)
         except KeyboardInterrupt:
             stream.cancel()
         if args.waveform and stats.chunks:
@@ -176,13 +192,25 @@ def speak(text: str, args: argparse.Namespace) -> int:
         return INTERRUPTED if stream.finish_reason == "cancelled" else OK
 
 
+def audio(stream: Stream | Session, dictation: Dictation | None) -> Iterator[Chunk]:
+    """The chunks, and then the error if the text is why there are no more."""
+    yield from stream
+    if dictation:
+        dictation.check()
+
+
 def receive(
-    stream: Stream, args: argparse.Namespace, stats: StreamStats, chunks: list[Chunk], progress: Progress
+    stream: Iterator[Chunk],
+    sample_rate: int,
+    args: argparse.Namespace,
+    stats: StreamStats,
+    chunks: list[Chunk],
+    progress: Progress,
 ) -> None:
     """Moves the audio. The sinks open with the first chunk: a refused request leaves existing files alone."""
     chunk = next(stream, None)
     with ExitStack() as stack:
-        sinks = open_sinks(args, stream.sample_rate, stack)
+        sinks = open_sinks(args, sample_rate, stack)
         while chunk is not None:
             stats.add(chunk)
             progress.show(stats.audio_s)
@@ -224,7 +252,7 @@ class Progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def ending(stream: Stream) -> str:
+def ending(stream: Stream | Session) -> str:
     if stream.finish_reason == "cancelled":
         return "; interrupted"
     if stream.finish_reason == "length":

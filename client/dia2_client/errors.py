@@ -34,6 +34,10 @@ class ConnectionFailed(Dia2ClientError):
     """The server cannot be reached, or the connection broke."""
 
 
+class SessionEnded(Dia2ClientError):
+    """The text was not sent, because the session was closed or cancelled, or its audio has ended."""
+
+
 class Timeout(Dia2ClientError):
     """The server was silent for longer than the client's `timeout_s`."""
 

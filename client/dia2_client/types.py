@@ -11,14 +11,19 @@ from numpy.typing import NDArray
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
-class Options(TypedDict, total=False):
-    """Keyword options of one utterance. What is left out is the server's choice; it checks the ranges."""
+class SessionOptions(TypedDict, total=False):
+    """Keyword options of a session. What is left out is the server's choice; it checks the ranges."""
 
     voice: str | None
     seed: int | None  # the same seed gives the same audio
     temperature: float | None
     top_k: int | None
     cfg_scale: float | None
+
+
+class Options(SessionOptions, total=False):
+    """Keyword options of one utterance: those of a session, and"""
+
     max_seconds: float | None  # ends the audio there, with finish_reason "length"
     words: bool  # ask for word onsets (default True)
 
@@ -38,7 +43,7 @@ class Chunk:
     audio: NDArray[np.float32]  # [samples], mono, -1..1
     words: tuple[Word, ...]
     first_frame: int | None  # index of the chunk's first frame (80 ms each), where the server tells
-    arrived_s: float  # seconds from sending the request to this chunk's arrival
+    arrived_s: float  # seconds from sending the request (the session's first) to this chunk's arrival
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,26 @@ class Speech:
     words: tuple[Word, ...]
     sample_rate: int
     finish_reason: FinishReason | None  # None where the server cannot tell
+
+
+class Transcript:
+    """The words of a session, as its chunks bring them."""
+
+    def __init__(self) -> None:
+        self._words: list[Word] = []
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """Every word of the chunks so far, in order; `start_s` counts from the session's first sample."""
+        return tuple(self._words)
+
+    def spoken(self, played_s: float) -> tuple[Word, ...]:
+        """The words that a listener has begun to hear: those that start before `played_s`.
+
+        `played_s` is how much of the session's audio has been played, in seconds (samples played / sample rate, and
+        not the time since the start: a player that ran dry was silent meanwhile).
+        """
+        return tuple(word for word in self._words if word.start_s < played_s)
 
 
 def join(chunks: list[Chunk], sample_rate: int, finish_reason: FinishReason | None) -> Speech:

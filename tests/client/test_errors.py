@@ -45,7 +45,7 @@ def test_a_failed_request_keeps_its_code_and_message(message: str, kind: type[Di
 
 def test_every_public_error_is_a_dia2_client_error() -> None:
     errors = [value for value in vars(dia2_client).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(errors) == 7
+    assert len(errors) == 8
     assert all(issubclass(error, Dia2ClientError) for error in errors)
 
 

@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from dia2_client import InvalidArgument, Options, ServerError, Word
-from dia2_client._wire import build_request, read_reply, read_sample_rate
+from dia2_client import InvalidArgument, Options, ServerError, SessionOptions, Word
+from dia2_client._wire import build_piece, build_request, read_reply, read_sample_rate
+from tritonclient.grpc import _utils as grpc_utils
 from tritonclient.grpc import service_pb2
-from tritonclient.utils import serialize_byte_tensor
+
+from .peer import response
 
 
 def sent(text: str, **options: Any) -> dict[str, tuple[str, list[int], bytes]]:
@@ -24,31 +26,6 @@ def sent(text: str, **options: Any) -> dict[str, tuple[str, list[int], bytes]]:
 
 def requested(**options: Any) -> list[str]:
     return [output.name for output in build_request("x", cast(Options, options)).outputs]
-
-
-def response(
-    audio: np.ndarray[Any, Any] | None = None,
-    words: list[bytes] | None = None,
-    final: bool = False,
-    **parameters: int | str,
-) -> service_pb2.ModelStreamInferResponse:
-    stream_response = service_pb2.ModelStreamInferResponse()
-    message = stream_response.infer_response
-    if audio is not None:
-        kind = {"float32": "FP32", "int16": "INT16"}[audio.dtype.name]
-        message.outputs.add(name="AUDIO", datatype=kind, shape=audio.shape)
-        message.raw_output_contents.append(audio.tobytes())
-    if words is not None:
-        message.outputs.add(name="WORDS", datatype="BYTES", shape=[len(words)])
-        packed = serialize_byte_tensor(np.array(words, object))
-        message.raw_output_contents.append(packed.item() if packed.size else b"")
-    message.parameters["triton_final_response"].bool_param = final
-    for name, value in parameters.items():
-        if isinstance(value, str):
-            message.parameters[name].string_param = value
-        else:
-            message.parameters[name].int64_param = value
-    return stream_response
 
 
 def test_only_the_text_is_sent_when_nothing_else_is_asked_for() -> None:
@@ -101,6 +78,67 @@ def test_text_must_be_encodable_text(text: Any) -> None:
 def test_a_misspelt_option_is_the_callers_mistake() -> None:
     with pytest.raises(TypeError, match="sead"):
         build_request("x", {"sead": 1})  # type: ignore[typeddict-unknown-key]
+
+
+def piece_parameters(number: int, end: bool = False) -> dict[str, Any]:
+    request = build_piece("x", SessionOptions(), "abc", number, end=end)
+    return {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()}
+
+
+def test_the_requests_of_a_session_are_a_sequence_of_tritons() -> None:
+    common = {"sequence_id": "abc", "triton_enable_empty_final_response": True}
+    assert piece_parameters(0) == {**common, "sequence_start": True, "sequence_end": False}
+    assert piece_parameters(1) == {**common, "sequence_start": False, "sequence_end": False}
+    assert piece_parameters(2, end=True) == {**common, "sequence_start": False, "sequence_end": True}
+
+
+def test_sequence_parameters_are_those_of_tritonclient() -> None:
+    theirs = grpc_utils._get_inference_request(
+        "m",
+        [],
+        "",
+        "1",
+        None,
+        "abc",
+        sequence_start=True,
+        sequence_end=False,
+        priority=0,
+        timeout=None,
+        parameters=None,
+    )
+    ours = build_piece("", SessionOptions(), "abc", 0)
+    for name, value in theirs.parameters.items():
+        assert ours.parameters[name] == value
+    assert len(theirs.parameters) == 3
+
+
+def test_a_piece_on_the_wire() -> None:
+    request = build_piece("Zoë", SessionOptions(), "abc", 3, flush=True, model="m")
+    assert (request.model_name, request.id) == ("m", "abc-3")
+    assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in request.inputs] == [
+        ("TEXT", "BYTES", [1]),
+        ("FLUSH", "BOOL", [1]),
+    ]
+    assert list(request.raw_input_contents) == [b"\x04\x00\x00\x00" + "Zoë".encode(), b"\x01"]
+    assert [output.name for output in request.outputs] == ["AUDIO", "WORDS"]
+
+
+def test_a_piece_without_anything_still_has_a_text() -> None:
+    request = build_piece("", SessionOptions(), "abc", 0)
+    assert request.model_name == "dia2_session"
+    assert [tensor.name for tensor in request.inputs] == ["TEXT"]
+    assert list(request.raw_input_contents) == [b"\x00\x00\x00\x00"]
+
+
+def test_a_session_takes_the_options_of_an_utterance_but_those_of_its_end() -> None:
+    options = SessionOptions(voice="anna", seed=7, temperature=0.5, top_k=3, cfg_scale=2.0)
+    one_shot = build_request("x", cast(Options, options))
+    session = build_piece("x", options, "abc", 0)
+    assert list(session.inputs) == list(one_shot.inputs)
+    assert list(session.raw_input_contents) == list(one_shot.raw_input_contents)
+    for option in ("max_seconds", "words"):
+        with pytest.raises(TypeError, match=option):
+            build_piece("x", cast(SessionOptions, {option: 1}), "abc", 0)
 
 
 def test_values_that_the_server_must_judge_are_passed_on() -> None:
