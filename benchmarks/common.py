@@ -58,6 +58,15 @@ def running_server(*options: str) -> Iterator[Server]:
 
 def peak_memory_mb(group: int) -> dict[str, float]:
     """High-water mark of the resident memory of each process in the group, by name."""
+    return _memory_mb(group, "VmHWM")
+
+
+def resident_mb(group: int) -> dict[str, float]:
+    """The resident memory of each process in the group, by name."""
+    return _memory_mb(group, "VmRSS")
+
+
+def _memory_mb(group: int, field: str) -> dict[str, float]:
     peaks: dict[str, float] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -69,7 +78,7 @@ def peak_memory_mb(group: int) -> dict[str, float]:
         except (ProcessLookupError, FileNotFoundError):
             continue  # it ended while we looked
         name = f"{fields['Name'].strip()} ({folder.name})"
-        peaks[name] = int(fields["VmHWM"].split()[0]) * 1024 / 1e6
+        peaks[name] = int(fields[field].split()[0]) * 1024 / 1e6
     return peaks
 
 

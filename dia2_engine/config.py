@@ -62,7 +62,7 @@ class EngineConfig:
         _range(self, "max_seconds", 0.1, 3600)
         _range(self, "max_text_chars", 1, 1_000_000)
         _range(self, "carry_over_s", 0, 60)
-        _range(self, "session_idle_s", 0.01, 86_400)
+        _range(self, "session_idle_s", 0.01, 3600)  # Triton forgets a sequence after an hour
         _range(self, "run_ahead_s", 0, 3600)
         _range(self, "max_chunk_frames", 1, 250)
         _choice(self, "boundary", ("seamless", "reference"))

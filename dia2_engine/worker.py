@@ -187,6 +187,7 @@ class Worker:
                 continue
             if stream.boundary.may_start:
                 self._queued.append(stream)
+                self._report()
             elif stream.closed:
                 self._emit(stream, Finished("stop", 0))  # without a word
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,8 @@ from dia2_engine.errors import ConfigError  # noqa: E402
 from scripts.supervisor import ProcessGroup, Signals, StartError, Stopped, TritonServer, free_ports  # noqa: E402
 
 IMAGE = "stream-dia2"
+MODELS = sorted(config.parent.name for config in (ROOT / "model_repository").glob("*/config.pbtxt"))
+ONE_SHOT, SESSION = "dia2_stream", "dia2_session"
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 EPILOG = """\
 examples:
@@ -35,6 +38,7 @@ examples:
   %(prog)s --say "[S1] Hello there." hello.wav      start, speak one line, stop
   %(prog)s --checkpoint nari-labs/Dia2-2B           the real model (7.7 GB download; wants an NVIDIA GPU)
   %(prog)s --checkpoint ./dia2 --voices ./voices --set slots=16 --set dtype=bfloat16
+  %(prog)s --models dia2_session                    text in, piece by piece, while audio comes out
   %(prog)s --http-port 0 --grpc-port 0 --metrics-port 0 --ready-file ready.json
 
 The first start makes an environment under --cache (1.4 GB for the CPU); later starts reuse it. Delete the folder
@@ -79,6 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--checkpoint", metavar="DIR|REPO", help="a folder, or a Hugging Face repository OWNER/NAME or "
                        "OWNER/NAME@REVISION (default: a small random demo checkpoint, which makes noise)")  # fmt: skip
     model.add_argument("--voices", metavar="DIR", help="folder of voices (default: the examples in voices/)")
+    model.add_argument("--models", nargs="+", choices=MODELS, default=[ONE_SHOT], metavar="NAME",
+                       help=f"which of {', '.join(MODELS)}; each has an engine of its own, with weights of its own "
+                       f"(default: {ONE_SHOT})")  # fmt: skip
     model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     model.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                        help=f"any engine setting: {', '.join(SETTING_NAMES)}")  # fmt: skip
@@ -115,6 +122,8 @@ def a_port(value: str) -> int:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """What would fail only once the server runs, and need not; ends the program with status 2."""
+    if args.say and ONE_SHOT not in args.models:
+        parser.error(f"--say needs the model {ONE_SHOT}")
     if args.docker and (args.say or args.tritonserver or args.ready_file):
         parser.error("--docker goes with neither --say, --tritonserver nor --ready-file")
     ports = [port for port in (chosen_port(args, name) for name in PORTS) if port]
@@ -185,11 +194,28 @@ def demo_checkpoint(python: Path, cache: Path) -> Path:
     return folder
 
 
+def repository(cache: Path, models: Sequence[str]) -> Path:
+    """A model repository of the chosen models alone: links, made once per choice.
+
+    Triton serves all that is in a repository. It could be told which (`--model-control-mode=explicit`), but would then
+    load what any caller sends it, code included.
+    """
+    sources = [ROOT / "model_repository" / name for name in sorted(set(models))]
+    digest = hashlib.sha256("".join(map(str, sources)).encode()).hexdigest()[:8]  # another checkout may share the cache
+    folder = cache.resolve() / f"models-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        with suppress(FileExistsError):
+            (folder / source.name).symlink_to(source)
+    return folder
+
+
 def serve(args: argparse.Namespace, python: Path, tritonserver: Path, environ: dict[str, str]) -> int:
     """Run the server until it is told to stop, or has said the one line."""
     ports = {name: chosen_port(args, name) for name in PORTS}
     log = args.log or args.cache.resolve() / f"tritonserver-{ports['http'] or os.getpid()}.log"
-    with TritonServer(python, tritonserver, ROOT / "model_repository", args.host, environ, log) as server:
+    models = repository(args.cache, args.models)
+    with TritonServer(python, tritonserver, models, args.host, environ, log) as server:
         server.start(ports)
         server.wait_ready()
         if args.ready_file:
@@ -200,28 +226,30 @@ def serve(args: argparse.Namespace, python: Path, tritonserver: Path, environ: d
             text, output = args.say
             client = [python, "-m", "dia2_client", "--url", server.addresses["grpc"], "-o", output, "--", text]
             return ProcessGroup.run(client, environ, check=False)
-        explain(server.addresses, python.parent)
+        explain(server.addresses, python.parent, args.models)
         raise StartError(server.wait())
 
 
-def explain(addresses: dict[str, str], bin_folder: Path) -> None:
+def explain(addresses: dict[str, str], bin_folder: Path, models: Sequence[str]) -> None:
     """Print how to call the server."""
-    print(f"""
-Ready. Call it with the client
+    print("\nReady.")
+    if ONE_SHOT in models:
+        print(f"""Call it with the client
 
     {bin_folder / "dia2-say"} --url {addresses["grpc"]} "[S1] Hello there." -o hello.wav
 
 over HTTP (one JSON object per chunk)
 
-    curl -N http://{addresses["http"]}/v2/models/dia2_stream/generate_stream -d '{{"TEXT": "[S1] Hello there."}}'
+    curl -N http://{addresses["http"]}/v2/models/{ONE_SHOT}/generate_stream -d '{{"TEXT": "[S1] Hello there."}}'
 
 measure it (docs/performance.md says where perf_analyzer comes from)
 
     echo '{{"data": [{{"TEXT": ["[S1] Hello there."]}}]}}' > say.json
-    perf_analyzer -m dia2_stream -i grpc --async --streaming -u {addresses["grpc"]} --input-data say.json
-
-and watch it at http://{addresses["metrics"]}/metrics. Ctrl-C stops it.
-""", flush=True)  # fmt: skip
+    perf_analyzer -m {ONE_SHOT} -i grpc --async --streaming -u {addresses["grpc"]} --input-data say.json
+""")
+    if SESSION in models:
+        print(f"Text may come while audio goes out: docs/protocol.md, Sessions (gRPC at {addresses['grpc']}).")
+    print(f"Watch it at http://{addresses['metrics']}/metrics. Ctrl-C stops it.\n", flush=True)
 
 
 def run_container(args: argparse.Namespace, environ: dict[str, str]) -> int:
@@ -244,7 +272,7 @@ def run_container(args: argparse.Namespace, environ: dict[str, str]) -> int:
             value = f"/mnt/{name}"
         if value:
             command += ["-e", f"DIA2_{name.upper()}={value}"]
-    os.execvp("docker", [*command, IMAGE])  # noqa: S606
+    os.execvp("docker", [*command, IMAGE, "--models", *args.models])  # noqa: S606
 
 
 def chosen_port(args: argparse.Namespace, name: str) -> int:

@@ -25,11 +25,12 @@ TYPES: dict[str, tuple[str, Any]] = {
     "CFG_SCALE": ("FP32", np.float32),
     "MAX_SECONDS": ("FP32", np.float32),
 }
+SESSION_TYPES = {name: kind for name, kind in TYPES.items() if name != "MAX_SECONDS"} | {"FLUSH": ("BOOL", np.bool_)}
 
 
 def tensor(name: str, value: Any, triton_type: str | None = None) -> InferInput:
     """A tensor of one value, or of a given array; strings become bytes."""
-    declared, dtype = TYPES[name]
+    declared, dtype = (TYPES | SESSION_TYPES)[name]
     if not isinstance(value, np.ndarray):
         value = np.array([value.encode() if isinstance(value, str) else value], dtype)
     return InferInput(name, list(value.shape), triton_type or declared).set_data_from_numpy(value)
@@ -44,6 +45,8 @@ class Call:
         inputs: Sequence[InferInput],
         outputs: Sequence[str] = ("AUDIO",),
         headers: dict[str, str] | None = None,
+        model: str = MODEL,
+        **sequence: Any,
     ) -> None:
         self.responses: list[InferResult] = []
         self.error: InferenceServerException | None = None
@@ -52,7 +55,7 @@ class Call:
         self._client = InferenceServerClient(url)
         self._client.start_stream(lambda result, error: self._inbox.put((result, error)), headers=headers)
         named = [InferRequestedOutput(name) for name in outputs] or None
-        self._client.async_stream_infer(MODEL, inputs, outputs=named, enable_empty_final_response=True)
+        self._client.async_stream_infer(model, inputs, outputs=named, enable_empty_final_response=True, **sequence)
 
     def next(self) -> bool:
         """Take one message; False if it was the last one."""

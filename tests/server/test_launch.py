@@ -12,6 +12,8 @@ import wave
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from .calls import eventually, speak
 from .conftest import FREE_PORTS, INSTALL_S, LAUNCH, ROOT, SETTLE_S, Server, environment, launched, leftovers
@@ -48,6 +50,8 @@ def test_say_speaks_one_line_and_stops(server: Server, tmp_path: Path) -> None:
         (["--set", "slotz=3"], "slotz=3: not NAME=VALUE with a known NAME"),
         (["--set", "slots=many"], "slots is 'many'; it must be an integer"),
         (["--voices", "/no/such/folder"], "that folder does not exist"),
+        (["--models", "dia2_stream", "dia3"], "invalid choice: 'dia3' (choose from 'dia2_session', 'dia2_stream')"),
+        (["--models", "dia2_session", "--say", "a", "b.wav"], "--say needs the model dia2_stream"),
         (["--docker", "--say", "a", "b.wav"], "--docker goes with neither"),
         (["--http-port", "65536"], "65536 is no port; allowed: 0 to 65535"),
         (["--http-port", "9000", "--grpc-port", "9000"], "the ports must differ"),
@@ -76,6 +80,15 @@ def test_a_missing_python_is_told() -> None:
     done = launch(PYTHON="/bin/false")
     assert done.returncode == 1
     assert "no Python 3.11 or 3.12 found" in done.stderr
+
+
+def test_only_the_chosen_models_are_served(server: Server) -> None:
+    """And nobody can load another one, which would run code of the caller's choice."""
+    client = InferenceServerClient(server.grpc_url)
+    assert [model.name for model in client.get_model_repository_index().models] == ["dia2_stream"]
+    with pytest.raises(InferenceServerException, match="not allowed"):
+        client.load_model("dia2_session")
+    client.close()
 
 
 def test_a_taken_port_is_told(server: Server) -> None:
@@ -166,6 +179,7 @@ def test_docker_is_told_to_run_the_same_settings(tmp_path: Path) -> None:
     assert f"-v {tmp_path}:/mnt/checkpoint:ro -e DIA2_CHECKPOINT=/mnt/checkpoint" in run
     assert "-e DIA2_SLOTS=3" in run
     assert "--gpus" not in run
+    assert run.endswith("stream-dia2 --models dia2_stream")
 
 
 def group(leader: int) -> list[int]:

@@ -228,6 +228,7 @@ def test_special_ids_never_reach_the_codec_even_without_debug(tmp_path: Path) ->
 # ---- budget and bad requests
 
 
+@pytest.mark.parametrize("engine", ["small"], indirect=True)
 def test_the_context_ends_a_stream_with_length(tmp_path: Path) -> None:
     """Without carrying over, a script that fits only if the model hurries ends inside the context whatever happens."""
     engine = make_engine("small", voices=str(write_voices(tmp_path / "voices", "small")), carry_over_s=0.0)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dia2_engine import AudioChunk, Cancelled, Engine, Event, Failed, Finished, InvalidArgument, Request, Worker
+from dia2_engine.grid import Ids
 from dia2_engine.stream import Stream
 from tests.support import LINE, Collector, Recorder, audio_of, make_config, make_engine, speak, words_of, write_voices
 
@@ -104,14 +106,14 @@ def test_the_codec_hears_every_frame_once_across_contexts_and_flushes(tmp_path: 
     """The waveform is that of one decoding of all frames that were made: no gap, no click, no repetition."""
     voices = write_voices(tmp_path / "voices", "small")
     engine = make_engine("small", slots=2, voices=str(voices), max_text_chars=100_000)
-    frames: list[np.ndarray] = []
+    frames: list[Ids] = []
     decode = engine.runner.decode
 
-    def listen(slots: list[int], codes: np.ndarray) -> np.ndarray:
+    def listen(slots: list[int], codes: Ids) -> NDArray[np.float32]:
         frames.extend(codes[0].T)
         return decode(slots, codes)
 
-    engine.runner.decode = listen  # type: ignore[method-assign, assignment]
+    engine.runner.decode = listen  # type: ignore[method-assign]
     talk = Talk(engine, voice="solo")
     context = engine.model_config.max_context_steps
     said: list[str] = []

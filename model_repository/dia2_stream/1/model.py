@@ -1,31 +1,31 @@
 """Translates between Triton's Python backend and `dia2_engine.Worker`; nothing is decided here.
 
-The only file that imports `triton_python_backend_utils`. `execute()` hands each request to the worker and returns at
-once; audio follows from the worker's delivery threads. Every request gets exactly one FINAL, on every path.
+The model of both `dia2_stream` and `dia2_session`, which is told by its `sequence_batching`. `execute()` hands each
+request to the worker and returns at once; audio follows from the worker's delivery threads. Every request gets exactly
+one FINAL, on every path. Only the files of this folder import `triton_python_backend_utils`.
 """
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import logging
-import threading
 import traceback
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
 import triton_python_backend_utils as pb_utils
 
 from dia2_engine.config import EngineConfig
-from dia2_engine.errors import Dia2Error, InternalError, InvalidArgument
-from dia2_engine.telemetry import Telemetry
-from dia2_engine.types import AudioChunk, Event, Failed, Request
+from dia2_engine.errors import Cancelled, Dia2Error, InternalError, InvalidArgument
+from dia2_engine.stream import Stream
+from dia2_engine.types import Failed, Request
 from dia2_engine.worker import Worker
 
-OUTPUTS = frozenset({"AUDIO", "AUDIO_PCM16", "WORDS"})
+from .metrics import Metrics
+from .reply import Reply
+
+OPTIONS = ("seed", "temperature", "top_k", "cfg_scale", "max_seconds")
 
 
 class TritonPythonModel:
@@ -34,21 +34,22 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load everything. An error keeps the model from becoming ready and shows in the server's log."""
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # progress, into the server's log
-        parameters = json.loads(args["model_config"])["parameters"]
-        config = EngineConfig.from_mapping({name: value["string_value"] for name, value in parameters.items()})
+        model = json.loads(args["model_config"])
+        config = EngineConfig.from_mapping({name: value["string_value"] for name, value in model["parameters"].items()})
         if args["model_instance_kind"] == "GPU" and config.device in ("auto", "cuda"):
             config = replace(config, device=f"cuda:{args['model_instance_device_id']}")
         self._max_text_bytes = 4 * config.max_text_chars  # no UTF-8 character is longer than 4 bytes
         self._ids = itertools.count(1)  # ours: a client's request id may repeat and must never be a key
         self._worker = Worker(config, Metrics(args["model_instance_name"]))
+        self._serve = self._serve_piece if "sequence_batching" in model else self._serve_text
+        self._sessions: dict[str | int, tuple[Stream, Reply]] = {}  # those that may get more text, by sequence id
 
     def execute(self, requests: list[Any]) -> None:
         """Submit and return; never raises, because that would answer requests that are already streaming."""
         for request in requests:
             reply = Reply(next(self._ids), request)
             try:
-                reply.outputs, reply.base64 = _outputs(request)
-                self._worker.submit(_request(request, self._max_text_bytes), reply, reply.is_cancelled)
+                self._serve(request, reply)
             except Dia2Error as error:
                 reply(Failed(error))
             except Exception:
@@ -59,113 +60,61 @@ class TritonPythonModel:
         """Cancel what is left and join the worker's threads."""
         self._worker.close(deadline_s=5.0)
 
+    def _serve_text(self, request: Any, reply: Reply) -> None:
+        reply.choose_outputs(request)
+        self._worker.submit(self._request(request), reply, reply.is_cancelled)
 
-class Reply:
-    """The ordered way back to one caller: the sink of a stream, called from one thread at a time."""
-
-    def __init__(self, reply_id: int, request: Any) -> None:
-        self.id = reply_id
-        self.outputs: frozenset[str] = OUTPUTS
-        self.base64 = False
-        self._sender = request.get_response_sender()
-        # FINAL frees the server's side, and `is_cancelled` asks it from another thread: never afterwards.
-        self._lock = threading.Lock()
-        self._closed = self._broken = False
-
-    def is_cancelled(self) -> bool:
-        """Whether nobody wants more of it (30-50 us: a round trip to the server process)."""
-        with self._lock:
-            return not self._closed and (self._broken or bool(self._sender.is_cancelled()))
-
-    def __call__(self, event: Event) -> None:
-        """Send one event. Never raises; a stream that has lost a chunk is cancelled rather than heard with a gap."""
-        with self._lock:
-            if self._closed or (self._broken and isinstance(event, AudioChunk)):
-                return
-            self._closed = not isinstance(event, AudioChunk)
-            try:
-                self._send(event)
-            except Exception:
-                self._broken = True
-                pb_utils.Logger.log_error(f"stream {self.id}: {traceback.format_exc()}")
-
-    def _send(self, event: Event) -> None:
-        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        if isinstance(event, AudioChunk):
-            parameters = _parameters(first_frame=event.first_frame)
-            self._sender.send(pb_utils.InferenceResponse(self._tensors(event), **parameters))
-        elif isinstance(event, Failed):
-            code, message = event.error.code, f"{event.error.code}: {event.error}"  # a plain gRPC stream drops codes
-            log = pb_utils.Logger.log_error if code == "INTERNAL" else pb_utils.Logger.log_verbose
-            log(f"stream {self.id}: {message}")
-            error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
-            # Not FINAL by itself: for callers that set the header `triton_grpc_error` an error ends the gRPC stream,
-            # and what comes after it crashes server 2.51 as a whole.
-            self._sender.send(pb_utils.InferenceResponse(error=error), flags=final)
-        elif parameters := _parameters(finish_reason=event.reason, frames=event.frames):
-            self._sender.send(pb_utils.InferenceResponse([], **parameters), flags=final)
+    def _serve_piece(self, request: Any, reply: Reply) -> None:
+        """A piece of a session's text. The first one's reply carries the audio; the others are answered at once."""
+        if _scalar(request, "START"):
+            self._begin(request, reply)
         else:
-            self._sender.send(flags=final)
+            self._continue(request)
+            reply(None)
 
-    def _tensors(self, chunk: AudioChunk) -> list[Any]:
-        tensors = []
-        if "AUDIO" in self.outputs:
-            # Through torch: numpy's own capsule crashes the stub of server 2.51, which also misreads numpy 2 arrays.
-            tensors.append(pb_utils.Tensor.from_dlpack("AUDIO", torch.tensor(chunk.audio)))
-        if "AUDIO_PCM16" in self.outputs:
-            pcm = np.rint(np.clip(chunk.audio, -1, 1) * 32767).astype("<i2").tobytes()
-            pcm = base64.b64encode(pcm) if self.base64 else pcm
-            tensors.append(pb_utils.Tensor("AUDIO_PCM16", np.array([pcm], dtype=object)))
-        if "WORDS" in self.outputs:
-            words = [{"text": word.text, "start": round(word.start_s, 3)} for word in chunk.words]
-            encoded = [json.dumps(word, ensure_ascii=False).encode() for word in words]
-            tensors.append(pb_utils.Tensor("WORDS", np.array(encoded, dtype=object)))
-        return tensors
+    def _begin(self, request: Any, reply: Reply) -> None:
+        flush, end, session_id = _scalar(request, "FLUSH"), _scalar(request, "END"), request.correlation_id()
+        # Triton ends the sequence that had the id until now, and sends us what is still to come of both.
+        if session_id in self._sessions:
+            replaced = Cancelled(f"another session has begun with the sequence_id {session_id!r}")
+            self._sessions[session_id][1](Failed(replaced))  # nothing happens if it has ended by itself
+        self._sessions = {key: session for key, session in self._sessions.items() if not session[1].closed}
+        reply.choose_outputs(request)
+        stream = self._worker.open(self._request(request), reply, reply.is_cancelled)
+        if flush or end:
+            self._worker.say(stream, "", flush=bool(flush), close=bool(end))
+        if not end:
+            self._sessions[session_id] = stream, reply
 
+    def _continue(self, request: Any) -> None:
+        flush, end, session_id = _scalar(request, "FLUSH"), _scalar(request, "END"), request.correlation_id()
+        over = InvalidArgument(f"sequence_id is {session_id!r}; that session is over, or never began")
+        try:
+            stream, reply = self._sessions.pop(session_id) if end else self._sessions[session_id]
+        except KeyError:
+            raise over from None
+        if reply.closed:
+            raise over
+        try:
+            try:
+                self._worker.say(stream, self._piece(request), flush=bool(flush), close=bool(end))
+            except InvalidArgument:
+                if end:  # nothing more can come, so what there is gets spoken
+                    self._worker.say(stream, "", close=True)
+                raise
+        except Cancelled:  # it ended this moment
+            raise over from None
 
-class Metrics(Telemetry):
-    """The engine's numbers on the server's `/metrics`, labelled with the instance."""
+    def _request(self, request: Any) -> Request:
+        """The engine's view of a request; only what Triton and the engine cannot check is checked here."""
+        options = {name: _scalar(request, name.upper()) for name in OPTIONS}
+        return Request(self._piece(request), _text(request, "VOICE", 256), **options)
 
-    FAMILIES = (
-        ("live", "GAUGE", "dia2_live_streams", "Streams that are producing audio"),
-        ("queued", "GAUGE", "dia2_queued_streams", "Streams that wait for a slot"),
-        ("invalid", "COUNTER", "dia2_invalid_total", "Requests refused because they can never succeed as written"),
-        ("rejected", "COUNTER", "dia2_rejected_total", "Requests refused because the server was full or closing"),
-        ("cancelled", "COUNTER", "dia2_cancelled_total", "Streams ended by their caller"),
-        ("failed", "COUNTER", "dia2_failed_total", "Streams ended by an internal error"),
-        ("finished", "COUNTER", "dia2_finished_total", "Streams that ran to their end"),
-        ("frames", "COUNTER", "dia2_frames_total", "Frames of audio generated"),
-        ("illegal_ids", "COUNTER", "dia2_illegal_ids_total", "Token ids caught outside their vocabulary; always 0"),
-        ("first_audio_s", "HISTOGRAM", "dia2_first_audio_seconds", "Submission to first audio"),
-    )
-    BUCKETS_S = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
-
-    def __init__(self, instance: str) -> None:
-        self._metrics: dict[str, tuple[Any, Any]] = {}  # with its family, because a metric dies with that
-        for name, kind, metric_name, description in self.FAMILIES:
-            if hasattr(pb_utils.MetricFamily, kind):  # histograms came with 24.09
-                family = pb_utils.MetricFamily(metric_name, description, getattr(pb_utils.MetricFamily, kind))
-                extra = {"buckets": list(self.BUCKETS_S)} if kind == "HISTOGRAM" else {}
-                self._metrics[name] = (family.Metric(labels={"instance": instance}, **extra), family)
-
-    def gauge(self, name: str, value: float) -> None:
-        self._metrics[name][0].set(value)
-
-    def count(self, name: str, n: int = 1) -> None:
-        self._metrics[name][0].increment(n)
-
-    def observe(self, name: str, value: float) -> None:
-        if name in self._metrics:
-            self._metrics[name][0].observe(value)
-
-
-def _request(request: Any, max_text_bytes: int) -> Request:
-    """The engine's view of a request; only what Triton and the engine cannot check is checked here."""
-    text = _text(request, "TEXT", max_text_bytes)
-    if text is None:
-        raise InvalidArgument("TEXT is missing; it is required")
-    options = {n: _scalar(request, n.upper()) for n in ("seed", "temperature", "top_k", "cfg_scale", "max_seconds")}
-    return Request(text, _text(request, "VOICE", 256), **options)
+    def _piece(self, request: Any) -> str:
+        text = _text(request, "TEXT", self._max_text_bytes)
+        if text is None:
+            raise InvalidArgument("TEXT is missing; it is required")
+        return text
 
 
 def _scalar(request: Any, name: str) -> Any:
@@ -181,19 +130,3 @@ def _text(request: Any, name: str, limit_bytes: int) -> str | None:
         return None if value is None else str(value, "utf-8")
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{name} is not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
-def _outputs(request: Any) -> tuple[frozenset[str], bool]:
-    """The outputs to send, and whether PCM must be base64 text: the JSON of `/generate_stream` cannot hold bytes.
-
-    A gRPC caller names its outputs. `/generate_stream` cannot, so it asks for all, or uses the parameter `outputs`."""
-    chosen = json.loads(request.parameters() or "{}").get("outputs")
-    named = request.requested_output_names() if chosen is None else str(chosen).replace(" ", "").split(",")
-    if not OUTPUTS.issuperset(named):
-        raise InvalidArgument(f"outputs is {chosen!r}; allowed: {', '.join(sorted(OUTPUTS))}")
-    return frozenset(named), chosen is not None or OUTPUTS.issubset(named)
-
-
-def _parameters(**values: int | str) -> dict[str, Any]:
-    """What hands parameters to an InferenceResponse: nothing before 24.11, whose responses carry none."""
-    return {"parameters": values} if "parameters" in (pb_utils.InferenceResponse.__init__.__doc__ or "") else {}
