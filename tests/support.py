@@ -87,6 +87,40 @@ def speak(engine: Engine, request: Request) -> tuple[Stream, list[Event]]:
     return stream, record.events[stream]
 
 
+class Talk:
+    """A session driven by hand, one step at a time, beside other streams."""
+
+    def __init__(self, engine: Engine, others: Sequence[Stream] = (), *, voice: str = "duo", seed: int = 1) -> None:
+        self.engine, self.record, self.others = engine, Recorder(), others
+        self.stream = engine.open(Request("", voice=voice, seed=seed))
+        for other in others:
+            engine.start(other)
+
+    def say(self, text: str, *, flush: bool = False, close: bool = False) -> None:
+        self.stream.inbox.append(self.engine.read(self.stream, text, flush=flush, close=close))
+        self.stream.take_text()
+
+    def run(self, steps: int = 10_000) -> None:
+        for _ in range(steps):
+            if self.stream.slot < 0:
+                if not self.stream.boundary.may_start or self.ended:
+                    return
+                self.engine.start(self.stream)
+            if self.stream.boundary.waits and not self.stream.boundary.end:
+                self.engine.step([], self.record)  # what a GPU has made is read one step late
+                return
+            going = [other for other in self.others if other.slot >= 0]
+            self.engine.step([self.stream, *going], self.record)
+
+    @property
+    def ended(self) -> bool:
+        return self.record.ended(self.stream)
+
+    @property
+    def events(self) -> list[Event]:
+        return self.record.events[self.stream]
+
+
 class Collector:
     """A worker's sink that waits for the terminal event and insists on there being one."""
 

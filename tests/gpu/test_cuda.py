@@ -13,7 +13,19 @@ from numpy.typing import NDArray
 
 from dia2_engine import Cancelled, Event, Failed, Finished, Request, Worker
 from dia2_engine.stream import Stream
-from tests.support import LINE, Collector, Recorder, audio_of, make_config, make_engine, speak, tokens_of, write_voices
+from tests.support import (
+    LINE,
+    Collector,
+    Recorder,
+    Talk,
+    audio_of,
+    make_config,
+    make_engine,
+    speak,
+    tokens_of,
+    words_of,
+    write_voices,
+)
 
 triton = pytest.importorskip("triton")  # comes with torch for CUDA
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -95,6 +107,31 @@ def test_graphs_equal_running_the_passes(variant: str, tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(tokens_of(recorded[0]), tokens_of(run[0]))
     np.testing.assert_array_equal(audio_of(recorded[1]), audio_of(run[1]))
+
+
+def test_a_session_equals_the_cpus(variant: str, tmp_path: Path) -> None:
+    """Text in pieces, flushes and fresh contexts, with steps read late: the words, the times and the audio of the CPU.
+
+    In float32, where tokens are exact.
+    """
+    voices = write_voices(tmp_path / "voices", variant)
+    heard = []
+    for device in ("cpu", "cuda"):
+        engine = make_engine(
+            variant, slots=2, device=device, dtype="float32", voices=str(voices), debug=False, carry_over_s=4.0
+        )
+        talk = Talk(engine, voice="solo")
+        for index in range(24):
+            talk.say("Hello there, how are you? I am fi")
+            talk.run(7)
+            talk.say("ne, thanks. ", flush=index % 4 == 3)
+            talk.run()
+        talk.say("", close=True)
+        talk.run()
+        heard.append(talk.events)
+    assert words_of(heard[0]) == words_of(heard[1])
+    assert heard[0][-1] == heard[1][-1]
+    np.testing.assert_allclose(audio_of(heard[1]), audio_of(heard[0]), atol=1e-3)
 
 
 def test_reading_a_step_late_changes_nothing(variant: str, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,7 @@ from numpy.typing import NDArray
 
 from dia2_engine import AudioChunk, Cancelled, Engine, Event, Failed, Finished, InvalidArgument, Request, Worker
 from dia2_engine.grid import Ids
-from dia2_engine.stream import Stream
-from tests.support import LINE, Collector, Recorder, audio_of, make_config, make_engine, speak, words_of, write_voices
+from tests.support import LINE, Collector, Talk, audio_of, make_config, make_engine, speak, words_of, write_voices
 
 WAIT_S = 60.0
 TEXT = 'Hello there, how are you? [S2] I am <break time="0.4s"/> fine, thanks. [S1] Good to hear that, really.'
@@ -24,39 +24,6 @@ TEXT = 'Hello there, how are you? [S2] I am <break time="0.4s"/> fine, thanks. [
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     voices = write_voices(tmp_path_factory.mktemp("voices"), request.param)
     return make_engine(request.param, slots=4, voices=str(voices))
-
-
-class Talk:
-    """A session driven by hand, one step at a time, beside other streams."""
-
-    def __init__(self, engine: Engine, others: Sequence[Stream] = (), *, voice: str = "duo", seed: int = 1) -> None:
-        self.engine, self.record, self.others = engine, Recorder(), others
-        self.stream = engine.open(Request("", voice=voice, seed=seed))
-        for other in others:
-            engine.start(other)
-
-    def say(self, text: str, *, flush: bool = False, close: bool = False) -> None:
-        self.stream.inbox.append(self.engine.read(self.stream, text, flush=flush, close=close))
-        self.stream.take_text()
-
-    def run(self, steps: int = 10_000) -> None:
-        for _ in range(steps):
-            if self.stream.slot < 0:
-                if not self.stream.boundary.may_start or self.ended:
-                    return
-                self.engine.start(self.stream)
-            if self.stream.boundary.waits and not self.stream.boundary.end:
-                return
-            going = [other for other in self.others if other.slot >= 0]
-            self.engine.step([self.stream, *going], self.record)
-
-    @property
-    def ended(self) -> bool:
-        return self.record.ended(self.stream)
-
-    @property
-    def events(self) -> list[Event]:
-        return self.record.events[self.stream]
 
 
 @pytest.mark.parametrize("voice", ["duo", "none"])
@@ -100,6 +67,28 @@ def test_a_flush_equals_the_request_so_far_and_the_session_goes_on(engine: Engin
     starts = [start for _, start in words_of(talk.events)]
     pause_s = starts[5] - starts[4]
     assert pause_s < 0.08 * (len("you?") + 2 * 6 + 2), "the next word follows the pause that ends a text, and no other"
+
+
+@pytest.mark.parametrize("engine", ["small", "textdep"], indirect=True)
+def test_reading_a_step_late_changes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: text comes, and a context ends, while the last step is still to be read."""
+    heard = []
+    for late in (False, True):
+        monkeypatch.setattr(engine, "_overlaps", late)
+        monkeypatch.setattr(engine.guard, "debug", False)
+        limits = replace(engine._admission.model, max_context_steps=180)
+        monkeypatch.setattr(engine._admission, "model", limits)
+        talk = Talk(engine, voice="solo")
+        for index in range(4):
+            talk.say("Hello there, how are you? I am fine, thanks. ", flush=index % 2 == 1)
+            talk.run()
+        talk.say("", close=True)
+        talk.run()
+        assert talk.stream.boundary.step < 180
+        heard.append(talk.events)
+    assert words_of(heard[0]) == words_of(heard[1])
+    assert len(words_of(heard[0])) == 36
+    np.testing.assert_array_equal(audio_of(heard[0]), audio_of(heard[1]))
 
 
 def test_the_codec_hears_every_frame_once_across_contexts_and_flushes(tmp_path: Path) -> None:
