@@ -23,53 +23,11 @@ import numpy as np
 
 from .config import Boundary
 from .grid import DelayGrid, Ids
+from .prefix import Prefix
 from .text.state_machine import MAX_PADDING_STEPS, Entry, TextMachine
 from .types import BEFORE_START, FROM_PREFIX, SAMPLED, FinishReason
 
 _FRESH_CONTEXT_STEPS = 64  # before a context's end, a stream looks for a good place to leave it
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """What a voice contributes to a stream: its tokens, and its text up to the cut.
-
-    Columns before `cut` depend on no request: they are fed once, at start-up. From the step where the word
-    `lookahead_words` before the prefix's end begins, the second text stream looks into the request.
-    """
-
-    tokens: Ids  # aligned [C, P]
-    word_steps: frozenset[int]
-    machine: TextMachine  # having made the text of columns 0..cut
-    columns: Ids  # columns 0..cut-1, [cut, 2 + C]
-    cut_text: tuple[int, int]  # main and second id of column `cut`
-
-    @property
-    def frames(self) -> int:
-        """P."""
-        return int(self.tokens.shape[1])
-
-    @property
-    def cut(self) -> int:
-        return int(self.columns.shape[0])
-
-
-def build_prefix(
-    machine: TextMachine, tokens: Ids, new_word_steps: Sequence[int], delays: Sequence[int], bos: int
-) -> Prefix:
-    """Feed the prefix's text up to the cut. `machine` holds the prefix's entries, unstarted; `tokens` is [C, P]."""
-    frames = int(tokens.shape[1])
-    ahead = machine.lookahead_words
-    cut = new_word_steps[max(0, len(new_word_steps) - ahead)] if ahead else frames
-    if min(delays) == 0:
-        cut = min(cut, frames - 1)  # step P-1 samples frame P of a codebook without delay
-    grid = DelayGrid(delays, bos, tokens, [frames + delay for delay in delays], frames)
-    word_steps = frozenset(new_word_steps)
-    text = [(machine.tokens.bos, machine.tokens.pad)]
-    for step in range(cut):
-        made = machine.step(step, step in word_steps, forced=True)
-        text.append((made.main, made.second))
-    columns = np.concatenate([np.asarray(text[:cut], np.int64).reshape(cut, 2), grid.cells[:, :cut].T], axis=1)
-    return Prefix(tokens, word_steps, machine, columns, text[cut])
 
 
 @dataclass(frozen=True)
@@ -148,7 +106,7 @@ class BoundaryStream:
         self.words: deque[tuple[str, int]] = deque()  # text and grid frame at which it starts, until they are taken
         self.cache_shift = 0  # KV rows run ahead of positions by this: the reference feeds one column twice
         self.frames_out = 0
-        self._prefix, self._fresh, self._bos = prefix, fresh, bos
+        self._prefix, self._fresh = prefix, fresh
         self._ending: TextMachine | None = None
         self._ending_from = (0, (0, 0))  # the step at which it was copied, and the text of that step's column
         self._begun: list[_Begun] = []  # in this context

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .boundary import BoundaryStream, Prefix
+from .boundary import BoundaryStream
+from .prefix import Prefix
 from .runtime.runner import SlotSnapshot
 from .text.parser import ScriptReader
 from .text.state_machine import Entry

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..boundary import Prefix, build_prefix
 from ..config import EngineConfig
 from ..errors import ConfigError
 from ..model.checkpoint import CheckpointFiles
 from ..model.encoder import MimiEncoder
 from ..model.mimi import load_mimi_config
 from ..model.tokenizer import load_tokenizer
+from ..prefix import Prefix, build_prefix
 from ..text.state_machine import INITIAL_PADDING_STEPS, MAX_PADDING_STEPS, TextMachine
 from .plan import PrefixPlan
 from .prepare import Preparation, align_voice, prepare_voice

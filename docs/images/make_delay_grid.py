@@ -21,7 +21,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from dia2_engine.boundary import BoundaryStream, Prefix, StreamLimits, build_prefix  # noqa: E402
+from dia2_engine.boundary import BoundaryStream, StreamLimits  # noqa: E402
+from dia2_engine.prefix import Prefix, build_prefix  # noqa: E402
 from dia2_engine.text.parser import parse_script  # noqa: E402
 from dia2_engine.text.state_machine import TextMachine, TextTokens  # noqa: E402
 from dia2_engine.voice.plan import PrefixPlan, TimedWord, check_plan, plan_prefix  # noqa: E402

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from dia2_engine.boundary import (
     BoundaryStream,
-    Prefix,
     StreamLimits,
-    build_prefix,
     steps_needed,
 )
 from dia2_engine.config import Boundary
 from dia2_engine.grid import UNFILLED, Ids
+from dia2_engine.prefix import Prefix, build_prefix
 from dia2_engine.text.parser import parse_script
 from dia2_engine.text.state_machine import Entry, TextMachine, TextTokens
 from dia2_engine.types import BEFORE_START, FROM_PREFIX, SAMPLED
