@@ -133,7 +133,7 @@ def cut(text: str, seed: int) -> list[str]:
     return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(deployments(), SCRIPTS, st.booleans(), st.integers(0, 2**32))
 def test_text_in_pieces_gives_what_the_whole_gives(deployment: Setting, script: str, kick: bool, seed: int) -> None:
     """However it is cut and whenever it comes: the model reads the same columns, so it makes the same audio."""
@@ -156,7 +156,7 @@ def test_text_in_pieces_gives_what_the_whole_gives(deployment: Setting, script: 
     assert session.words == whole.words
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(deployments(), SCRIPTS, st.integers(0, 2**32))
 def test_a_flush_speaks_what_the_text_so_far_gives(deployment: Setting, script: str, seed: int) -> None:
     """All of it comes out as if the text ended there, and then the session waits instead of ending."""
@@ -186,7 +186,7 @@ PIECES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(deployments(), PIECES, st.integers(0, 2**32))
 def test_any_order_of_pieces_flushes_and_steps_speaks_every_word_once(
     deployment: Setting, pieces: Sequence[tuple[str, str, int]], seed: int
@@ -217,7 +217,7 @@ def said_words(said: Sequence[str], pieces: Sequence[tuple[str, str, int]]) -> l
     return [entry.text for entry in entries if entry.tokens]
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(deployments(), st.integers(100, 400), st.integers(0, 2**32))
 def test_a_script_beyond_the_context_is_spoken_without_a_seam(deployment: Setting, count: int, seed: int) -> None:
     """Every word once and in order, every frame from its own cells, in as many contexts as it takes."""

@@ -17,6 +17,7 @@ from dia2_engine.grid import Ids
 from tests.support import LINE, Collector, Talk, audio_of, make_config, make_engine, speak, words_of, write_voices
 
 WAIT_S = 60.0
+CONTEXT = 180
 TEXT = 'Hello there, how are you? [S2] I am <break time="0.4s"/> fine, thanks. [S1] Good to hear that, really.'
 
 
@@ -24,6 +25,11 @@ TEXT = 'Hello there, how are you? [S2] I am <break time="0.4s"/> fine, thanks. [
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     voices = write_voices(tmp_path_factory.mktemp("voices"), request.param)
     return make_engine(request.param, slots=4, voices=str(voices))
+
+
+def shorten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have streams leave their context early, so that they do so often."""
+    monkeypatch.setattr(engine._admission, "model", replace(engine._admission.model, max_context_steps=CONTEXT))
 
 
 @pytest.mark.parametrize("voice", ["duo", "none"])
@@ -76,25 +82,27 @@ def test_reading_a_step_late_changes_nothing(engine: Engine, monkeypatch: pytest
     for late in (False, True):
         monkeypatch.setattr(engine, "_overlaps", late)
         monkeypatch.setattr(engine.guard, "debug", False)
-        limits = replace(engine._admission.model, max_context_steps=180)
-        monkeypatch.setattr(engine._admission, "model", limits)
+        shorten(engine, monkeypatch)
         talk = Talk(engine, voice="solo")
         for index in range(4):
             talk.say("Hello there, how are you? I am fine, thanks. ", flush=index % 2 == 1)
             talk.run()
         talk.say("", close=True)
         talk.run()
-        assert talk.stream.boundary.step < 180
+        assert talk.stream.boundary.step < CONTEXT
         heard.append(talk.events)
     assert words_of(heard[0]) == words_of(heard[1])
     assert len(words_of(heard[0])) == 36
     np.testing.assert_array_equal(audio_of(heard[0]), audio_of(heard[1]))
 
 
-def test_the_codec_hears_every_frame_once_across_contexts_and_flushes(tmp_path: Path) -> None:
+def test_the_codec_hears_every_frame_once_across_contexts_and_flushes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The waveform is that of one decoding of all frames that were made: no gap, no click, no repetition."""
     voices = write_voices(tmp_path / "voices", "small")
-    engine = make_engine("small", slots=2, voices=str(voices), max_text_chars=100_000)
+    engine = make_engine("small", slots=2, voices=str(voices))
+    shorten(engine, monkeypatch)
     frames: list[Ids] = []
     decode = engine.runner.decode
 
@@ -104,9 +112,8 @@ def test_the_codec_hears_every_frame_once_across_contexts_and_flushes(tmp_path: 
 
     engine.runner.decode = listen  # type: ignore[method-assign]
     talk = Talk(engine, voice="solo")
-    context = engine.model_config.max_context_steps
     said: list[str] = []
-    while len(frames) < 2 * context:
+    while len(frames) < 2 * CONTEXT:
         words = [f"word{len(said) + index}" for index in range(20)]
         said += words
         talk.say(" ".join(words) + ". ", flush=len(said) % 60 == 0)
@@ -120,7 +127,7 @@ def test_the_codec_hears_every_frame_once_across_contexts_and_flushes(tmp_path: 
     engine.runner.restore(1, None)
     whole = decode([1], codes[None])[0][engine.voices["solo"].prefix.frames * engine.frame_samples :]
     np.testing.assert_allclose(audio_of(talk.events), whole, atol=1e-3)
-    assert len(talk.stream.boundary._begun) < context, "what a session remembers does not grow with its length"
+    assert len(talk.stream.boundary._begun) < CONTEXT, "what a session remembers does not grow with its length"
 
 
 # ---- through the threads
