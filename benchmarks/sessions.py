@@ -153,8 +153,7 @@ async def measure_long(client: AsyncClient, minutes: float, voice: str | None, g
         "words": len(heard),
         "in_order": heard == said[: len(heard)],
         "underruns": listener.underruns,
-        "early_mb": sum(early_mb.values()),
-        "late_mb": sum(late_mb.values()),
+        "memory_mb": {name: (early_mb.get(name, 0.0), late) for name, late in late_mb.items()},
     }
 
 
@@ -181,7 +180,8 @@ def print_long(long: dict[str, Any]) -> None:
     print(
         f"\n{long['audio_s']:.0f} s of audio in one session, in {long['wall_s']:.0f} s: {long['words']} words, "
         f"{'each once and in order' if long['in_order'] else 'NOT each once and in order'}; {long['underruns']} "
-        f"underruns; {long['early_mb']:.0f} MB resident after a tenth of it, {long['late_mb']:.0f} MB at the end"
+        "underruns; resident after a tenth of it and at the end: "
+        + ", ".join(f"{name} {early:.0f} and {late:.0f} MB" for name, (early, late) in long["memory_mb"].items())
     )
 
 

@@ -17,7 +17,7 @@ from .text.state_machine import MAX_PADDING_STEPS, Entry, TextMachine
 from .types import Request
 from .voice.voice import NO_VOICE
 
-_NO_LIMIT = 1 << 62  # frames
+_NO_LIMIT_S = 1e15
 _ROUNDING = 1e-4  # relative: numbers arrive as float32, and 0.08 must still be one frame
 
 
@@ -48,19 +48,14 @@ class Admission:
             raise InvalidArgument("TEXT has no words to speak; give at least one word outside of tags")
         if not self._carried_frames(voice):
             self._check_context(entries, name, voice)
-        machine = (voice.prefix.machine if voice else self._machine).copy()
-        machine.entries.extend(entries)
-        return self._stream(request, voice, machine, self.config.max_seconds)
+        return self._stream(request, voice, entries)
 
     def open(self, request: Request) -> Stream:
         """The stream of a session, whose text comes through `read`. Raises InvalidArgument like `parse`."""
         _, voice = self._voice(request.voice)
         if not self._carried_frames(voice):
             raise InvalidArgument("a session needs boundary=seamless, carry_over_s > 0 and a context that holds both")
-        machine = (voice.prefix.machine if voice else self._machine).copy()
-        machine.open = True
-        stream = self._stream(request, voice, machine, math.inf)
-        tokens = self._machine.tokens
+        stream, tokens = self._stream(request, voice, None), self._machine.tokens
         stream.reader = ScriptReader(self._encode, tokens, 1 / self._frame_s, tokens.spk1)
         return stream
 
@@ -75,16 +70,20 @@ class Admission:
             )
         return Text(stream.reader.read(text, to_its_end=flush or close), flush, close)
 
-    def _stream(self, request: Request, voice: Voice | None, machine: TextMachine, most_s: float) -> Stream:
+    def _stream(self, request: Request, voice: Voice | None, entries: Sequence[Entry] | None) -> Stream:
+        """A stream of the entries behind the voice's own; None: they come later, and its length has no limit."""
         config, model = self.config, self.model
+        machine = (voice.prefix.machine if voice else self._machine).copy()
+        machine.entries.extend(entries or ())
+        machine.open = entries is None
         seed = _number("SEED", request.seed, *REQUEST_RANGES["seed"])
         temperature = _number("TEMPERATURE", request.temperature, *REQUEST_RANGES["temperature"])
         top_k = _number("TOP_K", request.top_k, *REQUEST_RANGES["top_k"])
         cfg_scale = _number("CFG_SCALE", request.cfg_scale, *REQUEST_RANGES["cfg_scale"])
         max_seconds = _number("MAX_SECONDS", request.max_seconds, self._frame_s, config.max_seconds)
         heat = (config.text_temperature, config.temperature) if temperature is None else (temperature, temperature)
-        most_s = most_s if max_seconds is None else max_seconds
-        max_frames = _NO_LIMIT if math.isinf(most_s) else max(1, math.floor(most_s / self._frame_s + _ROUNDING))
+        most_s = max_seconds or (config.max_seconds if entries is not None else _NO_LIMIT_S)
+        max_frames = max(1, math.floor(most_s / self._frame_s + _ROUNDING))
         boundary = BoundaryStream(
             machine=machine,
             delays=model.delays,

@@ -270,26 +270,23 @@ class Worker:
             if self._stop_file and os.path.exists(self._stop_file):
                 self._end_streams()
                 return
-            gone = self._cancel_idle()  # or anything else that was cancelled
+            self._cancel_idle()
             for stream, poll in polled:
                 if not stream.cancelled and self._is_gone(poll):
                     stream.cancel()
-                    gone = True
             with self._wake:
-                if gone:
+                if any(stream.cancelled for stream in self._open):  # whoever has cancelled it
                     self._wake.notify_all()
                 self._wake.wait_for(lambda: self._closing, _POLL_S * max(1.0, len(polled) / _POLLED_AT_ONCE))
 
-    def _cancel_idle(self) -> bool:
-        """End sessions whose text has stayed away for too long. Whether any stream waits for its end."""
+    def _cancel_idle(self) -> None:
+        """End sessions whose text has stayed away for too long."""
         limit_s, now_s = self._session_idle_s, time.monotonic()
         with self._wake:
-            live = list(self._open)
-            late = [s for s in live if s.reader is not None and not s.closed and now_s - s.text_s > limit_s]
+            late = [s for s in self._open if s.reader is not None and not s.closed and now_s - s.text_s > limit_s]
             idle = [s for s in late if s.boundary.waits or (s.slot < 0 and s not in self._queued)]
         for stream in idle:
             stream.cancel(f"the session was idle for {limit_s:g} s")
-        return any(stream.cancelled for stream in live)
 
     @staticmethod
     def _is_gone(poll: IsCancelled) -> bool:
