@@ -13,25 +13,22 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
+from ._arrivals import Arrivals
 from ._ledger import PARTING_S, Arrival, Ledger
-from ._wire import read_reply
-from .errors import Cancelled, Dia2ClientError, SessionEnded, Timeout, from_call
-from .types import Chunk, FinishReason, SessionOptions, Transcript, Word
+from .errors import Cancelled, SessionEnded, from_call
+from .types import Chunk, SessionOptions, Transcript, Word
 
 if TYPE_CHECKING:
     from .aio import AsyncClient
 
 
-class AsyncIncoming(AsyncIterator[Chunk]):
+class AsyncIncoming(Arrivals, AsyncIterator[Chunk]):
     """The audio of one gRPC stream: an async iterator of chunks, and a context manager that cancels on leaving."""
 
+    _client: AsyncClient
+
     def __init__(self, client: AsyncClient) -> None:
-        self.sample_rate = 0  # known from the first chunk (or `async with`) on
-        self.finish_reason: FinishReason | None = None  # known at the end, where the server tells
-        self._client = client
-        self._call: Any = None
-        self._open = True
-        self._started_s = 0.0
+        super().__init__(client)  # its sample rate is known from the first chunk (or `async with`) on
 
     async def __anext__(self) -> Chunk:
         """The next chunk as soon as it is there; raises what `Stream.__next__` raises."""
@@ -39,15 +36,8 @@ class AsyncIncoming(AsyncIterator[Chunk]):
             try:
                 await self._start()
                 async with asyncio.timeout(self._patience_s()):
-                    arrived_s, response = await self._arrival()
-                if not self._open:
-                    break  # cancelled by another task while we waited
-                if response is None:
-                    self._open = False
-                    break
-                if isinstance(response, Dia2ClientError):
-                    raise response
-                reply = read_reply(response, arrived_s - self._started_s)
+                    arrival = await self._arrival()
+                chunk = self._read(arrival)
             except TimeoutError:
                 self._shut()
                 raise self._silence() from None
@@ -63,9 +53,8 @@ class AsyncIncoming(AsyncIterator[Chunk]):
             except BaseException:
                 self._shut()
                 raise
-            self.finish_reason = reply.finish_reason or self.finish_reason
-            if reply.chunk is not None:
-                return reply.chunk
+            if chunk is not None:
+                return chunk
         raise StopAsyncIteration
 
     async def _start(self) -> None:
@@ -76,19 +65,6 @@ class AsyncIncoming(AsyncIterator[Chunk]):
 
     def _patience_s(self) -> float | None:
         return self._client.timeout_s
-
-    def _silence(self) -> Timeout:
-        return Timeout(f"nothing from {self._client.url} for {self._client.timeout_s:g} s")
-
-    def _cancel(self) -> None:
-        if self._open:
-            self.finish_reason = "cancelled"
-            self._shut()
-
-    def _shut(self) -> None:
-        self._open = False
-        if self._call is not None:
-            self._call.cancel()
 
     async def __aenter__(self) -> Self:
         await self._start()

@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
+from ._arrivals import Arrivals
 from ._ledger import PARTING_S, Arrival, Ledger
-from ._wire import read_reply
-from .errors import Dia2ClientError, SessionEnded, Timeout, from_call
-from .types import Chunk, FinishReason, SessionOptions, Transcript, Word
+from .errors import SessionEnded, from_call
+from .types import Chunk, SessionOptions, Transcript, Word
 
 if TYPE_CHECKING:
     from .client import Client
 
 
-class Incoming(Iterator[Chunk]):
+class Incoming(Arrivals, Iterator[Chunk]):
     """The audio of one gRPC stream: an iterator of chunks, and a context manager that cancels on leaving.
 
     Dropped unfinished, it is cancelled when it is garbage collected, at the latest when Python exits.
     """
+
+    _client: Client
 
     def __init__(
         self,
@@ -38,12 +40,8 @@ class Incoming(Iterator[Chunk]):
         inbox: queue.SimpleQueue[Arrival],
         deliver: Callable[[Arrival], None],
     ) -> None:
-        self.sample_rate = sample_rate
-        self.finish_reason: FinishReason | None = None  # known at the end, where the server tells
-        self._client = client  # also keeps the channel alive
-        self._open = True
+        super().__init__(client, sample_rate)
         self._inbox = inbox
-        self._started_s = time.monotonic()
         self._call = client._stub.ModelStreamInfer(requests)
         # The thread must not hold self, or a dropped stream would never be collected (and so cancelled).
         threading.Thread(
@@ -59,40 +57,19 @@ class Incoming(Iterator[Chunk]):
         """
         while self._open:
             try:
-                arrived_s, response = self._inbox.get(timeout=self._patience_s())
-                if not self._open:
-                    break  # cancelled by another thread while we waited
-                if response is None:
-                    self._open = False
-                    break
-                if isinstance(response, Dia2ClientError):
-                    raise response
-                reply = read_reply(response, arrived_s - self._started_s)
+                chunk = self._read(self._inbox.get(timeout=self._patience_s()))
             except queue.Empty:
                 self._shut()
                 raise self._silence() from None
             except Exception:
                 self._shut()
                 raise
-            self.finish_reason = reply.finish_reason or self.finish_reason
-            if reply.chunk is not None:
-                return reply.chunk
+            if chunk is not None:
+                return chunk
         raise StopIteration
 
     def _patience_s(self) -> float | None:
         return min(self._client.timeout_s, threading.TIMEOUT_MAX)
-
-    def _silence(self) -> Timeout:
-        return Timeout(f"nothing from {self._client.url} for {self._client.timeout_s:g} s")
-
-    def _cancel(self) -> None:
-        if self._open:
-            self.finish_reason = "cancelled"
-            self._shut()
-
-    def _shut(self) -> None:
-        self._open = False
-        self._call.cancel()
 
     def __enter__(self) -> Self:
         return self
