@@ -100,16 +100,16 @@ class Engine:
         log.info("model on %s in %s after %.1f s", device, dtype, time.monotonic() - started)
         paths = list_voices(Path(config.voices).expanduser()) if config.voices else {}
         self.voices = {name: self.add_voice(self.workshop.load(path)) for name, path in paths.items()}
-        default_voice = config.default_voice or next(iter(self.voices), NO_VOICE)
-        if default_voice not in (*self.voices, NO_VOICE):
+        self.default_voice = config.default_voice or next(iter(self.voices), NO_VOICE)
+        if self.default_voice not in (*self.voices, NO_VOICE):
             known = ", ".join((*self.voices, NO_VOICE))
-            raise ConfigError(f"default_voice is {default_voice!r}; known voices: {known}")
+            raise ConfigError(f"default_voice is {self.default_voice!r}; known voices: {known}")
         log.info("%d voices ready after %.1f s", len(self.voices), time.monotonic() - started)
         self._admission = Admission(
             config,
             files.config,
             self.voices,
-            default_voice,
+            self.default_voice,
             encode=self.workshop.encode,
             machine=self.workshop.machine,
             frame_s=self.frame_s,

@@ -27,6 +27,7 @@ from .errors import Cancelled, Dia2Error, InternalError, InvalidArgument, Unavai
 from .stream import Stream
 from .telemetry import Telemetry
 from .types import Event, Failed, Finished, Request
+from .voice.voice import NO_VOICE
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class Worker:
         self.engine = Engine(config, self.telemetry)
         self.sample_rate = self.engine.sample_rate
         self.frame_samples = self.engine.frame_samples
-        self.voices = tuple(self.engine.voices)
+        self.voices = (*self.engine.voices, NO_VOICE)
+        self.default_voice = self.engine.default_voice
         self._capacity = config.slots + config.queue
         self._run_ahead_s = config.run_ahead_s
         self._session_idle_s = config.session_idle_s

@@ -14,7 +14,7 @@ from .errors import (
     Unavailable,
 )
 from .streams import Session, Stream
-from .types import Chunk, FinishReason, Options, SessionOptions, Speech, Word, pcm16
+from .types import Chunk, FinishReason, Options, SessionOptions, Speech, VoiceInfo, Word, pcm16
 
 __all__ = [
     "AsyncClient",
@@ -36,6 +36,7 @@ __all__ = [
     "Stream",
     "Timeout",
     "Unavailable",
+    "VoiceInfo",
     "Word",
     "pcm16",
 ]

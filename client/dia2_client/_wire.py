@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import struct
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,7 +15,7 @@ from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
 from .errors import InvalidArgument, ServerError, from_message
-from .types import Chunk, FinishReason, Options, SessionOptions, Word
+from .types import Chunk, FinishReason, Options, SessionOptions, VoiceInfo, Word
 
 MODEL = "dia2_stream"
 SESSION_MODEL = "dia2_session"
@@ -86,6 +87,17 @@ def build_piece(
     return request
 
 
+def build_voices_request(model: str, *, in_session: bool) -> service_pb2.ModelInferRequest:
+    """Asks for the server's voices, of a model that takes sessions or of one that does not."""
+    request = _request(model, "", {}, frozenset())
+    request.outputs.add(name="VOICES")
+    if in_session:
+        request.parameters["sequence_id"].string_param = uuid.uuid4().hex
+        for edge in ("sequence_start", "sequence_end"):
+            request.parameters[edge].bool_param = True
+    return request
+
+
 def is_final(response: service_pb2.ModelStreamInferResponse) -> bool:
     """Whether nothing follows it for its request."""
     parameters = response.infer_response.parameters
@@ -113,6 +125,17 @@ def read_reply(response: service_pb2.ModelStreamInferResponse, arrived_s: float)
     if not audio.size and not words:
         return Reply(None, reason)
     return Reply(Chunk(audio.copy(), words, frame, arrived_s), reason)
+
+
+def read_voices(response: service_pb2.ModelStreamInferResponse) -> tuple[VoiceInfo, ...]:
+    """Translates the answer to `build_voices_request`; raises like `read_reply`."""
+    if response.error_message:
+        raise from_message(response.error_message)
+    found = _objects("VOICES", InferResult(response.infer_response).as_numpy("VOICES"))
+    try:
+        return tuple(VoiceInfo(str(voice["name"]), bool(voice["default"])) for voice in found)
+    except (KeyError, TypeError) as error:
+        raise ServerError(f"VOICES is not JSON objects with name and default: {error!r}") from None
 
 
 def read_sample_rate(config: service_pb2.ModelConfigResponse) -> int:
@@ -165,10 +188,15 @@ def _add_input(request: service_pb2.ModelInferRequest, name: str, triton_type: s
 
 def _words(tensor: np.ndarray[Any, Any] | None) -> tuple[Word, ...]:
     """WORDS [n]: one JSON object per word."""
-    if tensor is None:
-        return ()
     try:
-        entries = [json.loads(entry) for entry in tensor.ravel().tolist()]
-        return tuple(Word(str(entry["text"]), float(entry["start"])) for entry in entries)
+        return tuple(Word(str(entry["text"]), float(entry["start"])) for entry in _objects("WORDS", tensor))
     except (ValueError, KeyError, TypeError) as error:
         raise ServerError(f"WORDS is not JSON objects with text and start: {error!r}") from None
+
+
+def _objects(name: str, tensor: np.ndarray[Any, Any] | None) -> list[Any]:
+    """A tensor [n] of JSON texts; none at all is an empty one."""
+    try:
+        return [] if tensor is None else [json.loads(entry) for entry in tensor.ravel().tolist()]
+    except (ValueError, TypeError) as error:
+        raise ServerError(f"{name} is not JSON: {error!r}") from None

@@ -9,10 +9,18 @@ from typing import Any, Self, Unpack
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ._wire import CHANNEL_ARGS, MODEL, SESSION_MODEL, build_request, read_sample_rate
+from ._wire import (
+    CHANNEL_ARGS,
+    MODEL,
+    SESSION_MODEL,
+    build_request,
+    build_voices_request,
+    read_sample_rate,
+    read_voices,
+)
 from .aio_streams import AsyncSession, AsyncStream
 from .errors import Unavailable, from_call
-from .types import Options, SessionOptions, Speech, join
+from .types import Options, SessionOptions, Speech, VoiceInfo, join
 
 
 class AsyncClient:
@@ -40,6 +48,22 @@ class AsyncClient:
     async def connect(self) -> int:
         """Makes first contact, once; returns the sample rate. Raises ConnectionFailed or Unavailable."""
         return await self._contact(self.model)
+
+    async def voices(self) -> tuple[VoiceInfo, ...]:
+        """The server's voices. Raises ConnectionFailed, Unavailable, and ServerError for a server that cannot tell."""
+        model = self.model
+        try:
+            await self._contact(model)
+        except Unavailable:  # it may have sessions only
+            model = self.session_model
+            await self._contact(model)
+        request = build_voices_request(model, in_session=model == self.session_model)
+        try:
+            call = self._stub.ModelStreamInfer(iter([request]), timeout=self.timeout_s)
+            (response,) = [response async for response in call]
+        except grpc.RpcError as error:
+            raise from_call(error, self.url) from None
+        return read_voices(response)
 
     def stream(self, text: str, **options: Unpack[Options]) -> AsyncStream:
         """An utterance, sent when its iteration (or its `async with`) starts.

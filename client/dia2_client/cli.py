@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check(parser, args)
     try:
-        return speak(args)
+        return list_voices(args) if args.list_voices else speak(args)
     except UnreadableText as error:
         return complain(f"cannot read the text: {error}", USAGE)
     except (InvalidArgument, Unavailable, ConnectionFailed, Timeout) as error:
@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = parser.add_argument_group("what to say (one of)").add_mutually_exclusive_group(required=True)
     text.add_argument("text", nargs="?", metavar="TEXT", help="the script; - reads standard input, see below")
     text.add_argument("--file", type=Path, metavar="PATH", help="read the script from a UTF-8 file")
+    text.add_argument("--list-voices", action="store_true", help="say nothing; print the server's voices")
 
     out = parser.add_argument_group("where to put it (at least one)")
     out.add_argument("-o", "--output", type=Path, metavar="PATH", help="OUT.wav (16 bit), OUT.raw or OUT.pcm")
@@ -127,6 +128,8 @@ def host_and_port(value: str) -> str:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """What argparse cannot say; ends the program with status 2 before anything is sent."""
+    if args.list_voices:
+        return
     if not (args.output or args.raw or args.play or args.waveform):
         parser.error("nowhere to put the audio: add -o OUT.wav, --raw -, --play or --waveform OUT.png")
     if args.output and args.output.suffix.lower() not in (".wav", *RAW_SUFFIXES):
@@ -142,6 +145,14 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"{module} is not installed; try: {sys.executable} -m pip install {module}")
         except OSError as error:
             parser.error(f"{module}: {error}")  # sounddevice without the PortAudio library
+
+
+def list_voices(args: argparse.Namespace) -> int:
+    """Prints a voice a line, the default one marked. Raises Dia2ClientError."""
+    with Client(args.url, connect_timeout_s=min(5.0, args.timeout), timeout_s=args.timeout) as client:
+        for voice in client.voices():
+            print(f"{voice.name} (default)" if voice.default else voice.name)
+    return OK
 
 
 def read_text(args: argparse.Namespace) -> str:

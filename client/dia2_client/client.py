@@ -9,10 +9,18 @@ from typing import Self, Unpack
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ._wire import CHANNEL_ARGS, MODEL, SESSION_MODEL, build_request, read_sample_rate
+from ._wire import (
+    CHANNEL_ARGS,
+    MODEL,
+    SESSION_MODEL,
+    build_request,
+    build_voices_request,
+    read_sample_rate,
+    read_voices,
+)
 from .errors import Unavailable, from_call
 from .streams import Session, Stream
-from .types import Options, SessionOptions, Speech, join
+from .types import Options, SessionOptions, Speech, VoiceInfo, join
 
 
 class Client:
@@ -45,6 +53,21 @@ class Client:
     def sample_rate(self) -> int:
         """Samples per second of every stream; connects if need be. Raises ConnectionFailed or Unavailable."""
         return self._contact(self.model)
+
+    def voices(self) -> tuple[VoiceInfo, ...]:
+        """The server's voices. Raises ConnectionFailed, Unavailable, and ServerError for a server that cannot tell."""
+        model = self.model
+        try:
+            self._contact(model)
+        except Unavailable:  # it may have sessions only
+            model = self.session_model
+            self._contact(model)
+        request = build_voices_request(model, in_session=model == self.session_model)
+        try:
+            (response,) = self._stub.ModelStreamInfer(iter([request]), timeout=self.timeout_s)
+        except grpc.RpcError as error:
+            raise from_call(error, self.url) from None
+        return read_voices(response)
 
     def stream(self, text: str, **options: Unpack[Options]) -> Stream:
         """Sends the request and returns at once; iterate over the result for the audio.

@@ -29,6 +29,14 @@ class Options(SessionOptions, total=False):
 
 
 @dataclass(frozen=True)
+class VoiceInfo:
+    """A voice of the server."""
+
+    name: str
+    default: bool  # whether it speaks where none is named
+
+
+@dataclass(frozen=True)
 class Word:
     """A word of the script and when it starts, in seconds from the stream's first sample."""
 

@@ -23,6 +23,7 @@ from dia2_client import (
     InvalidArgument,
     Timeout,
     Unavailable,
+    VoiceInfo,
     pcm16,
 )
 
@@ -324,6 +325,21 @@ def test_say_draws_the_waveform(server: Server, tmp_path: Path) -> None:
     done = say(server, SHORT, "--waveform", str(tmp_path / "plot.png"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_voices_of_a_server(server: Server) -> None:
+    with Client(server.grpc_url) as client:
+        voices = client.voices()
+    assert [(voice.name, voice.default) for voice in voices][:2] == [("anna", True), ("anna-and-ben", False)]
+
+    async def ask() -> tuple[VoiceInfo, ...]:
+        async with AsyncClient(server.grpc_url) as client:
+            return await client.voices()
+
+    assert asyncio.run(ask()) == voices
+    listed = say(server, "--list-voices")
+    assert listed.returncode == 0
+    assert listed.stdout.decode().split() == ["anna", "(default)", "anna-and-ben", "ben", "none"]
 
 
 def test_say_ends_with_2_when_refused_and_leaves_files_alone(server: Server, tmp_path: Path) -> None:

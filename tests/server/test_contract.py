@@ -97,6 +97,16 @@ def test_grpc_callers_get_the_outputs_they_name(server: Server, worker: Worker) 
     assert all(response.as_numpy("AUDIO") is None for response in call.responses)
 
 
+def test_a_request_for_voices_alone_names_them_and_speaks_nothing(server: Server) -> None:
+    expected = [{"name": name, "default": name == "anna"} for name in ("anna", "anna-and-ben", "ben", "none")]
+    call = speak(server.grpc_url, "", ("VOICES",)).wait()
+    assert [json.loads(voice) for voice in call.strings("VOICES")] == expected
+    assert [response.as_numpy("AUDIO") for response in call.responses] == [None]
+    (event,) = generate(server.http_url, b'{"TEXT": "", "outputs": "VOICES"}')
+    assert [json.loads(voice) for voice in event["VOICES"]] == expected
+    server.settle(live_streams=0, queued_streams=0)
+
+
 def pcm16(audio: NDArray[np.float32]) -> bytes:
     return bytes(np.rint(np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
 

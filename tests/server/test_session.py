@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dia2_client import Client
 from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput, InferResult
 
@@ -256,6 +257,12 @@ def test_a_full_server_refuses_a_session(sessions: Server) -> None:
     assert Session(sessions.grpc_url, LINE).wait().startswith("UNAVAILABLE: ")
     for session in open_ones:
         session.cancel()
+    sessions.settle(live_streams=0, queued_streams=0)
+
+
+def test_a_server_of_sessions_alone_names_its_voices(sessions: Server) -> None:
+    with Client(sessions.grpc_url) as client:
+        assert [voice.name for voice in client.voices()] == ["anna", "anna-and-ben", "ben", "none"]
     sessions.settle(live_streams=0, queued_streams=0)
 
 

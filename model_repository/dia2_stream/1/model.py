@@ -62,7 +62,10 @@ class TritonPythonModel:
 
     def _serve_text(self, request: Any, reply: Reply) -> None:
         reply.choose_outputs(request)
-        self._worker.submit(self._request(request), reply, reply.is_cancelled)
+        if reply.asks_for_voices:
+            reply.tell_voices(self._worker.voices, self._worker.default_voice)
+        else:
+            self._worker.submit(self._request(request), reply, reply.is_cancelled)
 
     def _serve_piece(self, request: Any, reply: Reply) -> None:
         """A piece of a session's text. The first one's reply carries the audio; the others are answered at once."""
@@ -80,6 +83,9 @@ class TritonPythonModel:
             self._sessions[session_id][1](Failed(replaced))  # nothing happens if it has ended by itself
         self._sessions = {key: session for key, session in self._sessions.items() if not session[1].closed}
         reply.choose_outputs(request)
+        if reply.asks_for_voices:
+            reply.tell_voices(self._worker.voices, self._worker.default_voice)
+            return
         stream = self._worker.open(self._request(request), reply, reply.is_cancelled)
         if flush or end:
             self._worker.say(stream, "", flush=bool(flush), close=bool(end))

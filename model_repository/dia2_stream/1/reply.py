@@ -6,6 +6,7 @@ import base64
 import json
 import threading
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from dia2_engine.errors import InvalidArgument
 from dia2_engine.types import AudioChunk, Event, Failed
 
 OUTPUTS = frozenset({"AUDIO", "AUDIO_PCM16", "WORDS"})
+VOICES = frozenset({"VOICES"})  # asked for alone, instead of audio
 
 
 class Reply:
@@ -39,9 +41,22 @@ class Reply:
         """
         chosen = json.loads(request.parameters() or "{}").get("outputs")
         named = request.requested_output_names() if chosen is None else str(chosen).replace(" ", "").split(",")
-        if not OUTPUTS.issuperset(named):
-            raise InvalidArgument(f"outputs is {chosen!r}; allowed: {', '.join(sorted(OUTPUTS))}")
+        if not (OUTPUTS | VOICES).issuperset(named):
+            raise InvalidArgument(f"outputs is {chosen!r}; allowed: {', '.join(sorted(OUTPUTS))}, or VOICES")
         self._outputs, self._base64 = frozenset(named), chosen is not None or OUTPUTS.issubset(named)
+
+    @property
+    def asks_for_voices(self) -> bool:
+        """Whether the caller wants to know the voices, and to hear nothing."""
+        return self._outputs == VOICES
+
+    def tell_voices(self, names: Sequence[str], default: str) -> None:
+        """Answer with the voices, and with nothing else."""
+        voices = _strings("VOICES", [{"name": name, "default": name == default} for name in names])
+        with self._lock:
+            self.closed = True
+            final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+            self._sender.send(pb_utils.InferenceResponse([voices]), flags=final)
 
     def is_cancelled(self) -> bool:
         """Whether nobody wants more of it (30-50 us: a round trip to the server process)."""
@@ -92,9 +107,14 @@ class Reply:
             tensors.append(pb_utils.Tensor("AUDIO_PCM16", np.array([pcm], dtype=object)))
         if "WORDS" in self._outputs:
             words = [{"text": word.text, "start": round(word.start_s, 3)} for word in chunk.words]
-            encoded = [json.dumps(word, ensure_ascii=False).encode() for word in words]
-            tensors.append(pb_utils.Tensor("WORDS", np.array(encoded, dtype=object)))
+            tensors.append(_strings("WORDS", words))
         return tensors
+
+
+def _strings(name: str, values: Sequence[Any]) -> Any:
+    """A tensor of JSON texts, one for each value."""
+    encoded = [json.dumps(value, ensure_ascii=False).encode() for value in values]
+    return pb_utils.Tensor(name, np.array(encoded, dtype=object))
 
 
 def _parameters(**values: int | str) -> dict[str, Any]:
