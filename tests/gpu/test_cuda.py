@@ -23,6 +23,7 @@ from tests.support import (
     make_engine,
     speak,
     tokens_of,
+    user_speech,
     words_of,
     write_voices,
 )
@@ -110,7 +111,7 @@ def test_graphs_equal_running_the_passes(variant: str, tmp_path: Path) -> None:
 
 
 def test_a_session_equals_the_cpus(variant: str, tmp_path: Path) -> None:
-    """Text in pieces, flushes and fresh contexts, with steps read late: the words, the times and the audio of the CPU.
+    """Text in pieces, flushes, a user who is heard, and fresh contexts, with steps read late: as on the CPU.
 
     In float32, where tokens are exact.
     """
@@ -124,7 +125,7 @@ def test_a_session_equals_the_cpus(variant: str, tmp_path: Path) -> None:
         for index in range(24):
             talk.say("Hello there, how are you? I am fi")
             talk.run(7)
-            talk.say("ne, thanks. ", flush=index % 4 == 3)
+            talk.say("ne, thanks. ", flush=index % 4 == 3, user=user_speech(variant) if index % 8 == 5 else None)
             talk.run()
         talk.say("", close=True)
         talk.run()
