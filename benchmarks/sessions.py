@@ -216,6 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", help="of the server (default: the demo checkpoint)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")
+    parser.add_argument("launch", nargs="*", metavar="-- OPTION", help="more options of scripts/launch_triton.sh")
     parser.add_argument("--voice", help="default: the server's")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 8], metavar="N", help="callers at once")
     parser.add_argument("--rounds", type=int, default=10, help="that are counted (default: 10)")
@@ -226,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     options = ["--models", "dia2_stream", "dia2_session", "--device", args.device]
     options += ["--checkpoint", args.checkpoint] if args.checkpoint else []
     options += [part for setting in args.set for part in ("--set", setting)]
-    with running_server(*options) as server:
+    with running_server(*options, *args.launch) as server:
         report = asyncio.run(measure(server.grpc, server.pid, args))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
