@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import wave
 from itertools import pairwise
 
@@ -98,7 +99,7 @@ def test_an_unknown_format_is_refused_with_what_is_allowed(name: str) -> None:
     with pytest.raises(BadRequest) as raised:
         AudioFormat.parse(name, "output_format")
     assert raised.value.field == "output_format"
-    assert f"output_format is {name!r}; allowed: pcm[_8000|" in raised.value.message
+    assert f"output_format is {json.dumps(name)}; allowed: pcm[_8000|" in raised.value.message
 
 
 # At least: SNR in dB; at most: the error of any sample, which a click would exceed.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Literal
 
 from ..errors import BadRequest
+from ..fields import shown
 
 Codec = Literal["pcm", "ulaw", "alaw", "wav", "flac", "mp3", "opus", "aac"]
 
@@ -56,37 +58,35 @@ class AudioFormat:
         return "_".join(parts)
 
     @classmethod
-    def parse(cls, name: str, field: str) -> Self:
+    def parse(cls, name: str, field: str) -> AudioFormat:
         """The format `CODEC[_RATE[_KBPS]]`; raises BadRequest for `field`, with what is allowed."""
-        codec, *numbers = name.split("_")
-        for known, offer in OFFERS.items():
-            if codec == known and (found := _choose(offer, numbers)):
-                rate, kbps = found
-                if codec == "mp3" and rate < 32000 and kbps > MPEG2_MAX_KBPS:
+        if name not in BY_NAME:
+            raise BadRequest(f"{field} is {shown(name)}; allowed: {allowed()}", field=field)
+        return BY_NAME[name]
+
+
+def _named() -> Iterator[tuple[str, AudioFormat]]:
+    """Every format with each of its names: what is a default can be left out from the end."""
+    for codec, offer in OFFERS.items():
+        for rate in offer.rates:
+            for kbps in offer.kbps or (None,):
+                if codec == "mp3" and rate < 32000 and kbps and kbps > MPEG2_MAX_KBPS:
                     continue
-                return cls(known, rate, kbps * 1000 if kbps else None)
-        raise BadRequest(f"{field} is {name!r}; allowed: {allowed()}", field=field)
+                format = AudioFormat(codec, rate, kbps and kbps * 1000)
+                yield format.name, format
+                if kbps and kbps == offer.kbps[0]:
+                    yield f"{codec}_{rate}", format
+                if format == AudioFormat(codec, offer.rates[0], offer.kbps[0] * 1000 if offer.kbps else None):
+                    yield codec, format
 
 
-def _choose(offer: _Offer, numbers: list[str]) -> tuple[int, int] | None:
-    """Rate and kbit/s (0: none) that `numbers` stand for, or None if they are not on offer."""
-    choices = (offer.rates, offer.kbps or (0,))
-    if len(numbers) > (2 if offer.kbps else 1):
-        return None
-    chosen = [choice[0] for choice in choices]
-    for i, number in enumerate(numbers):
-        by_name = {str(value): value for value in choices[i]}
-        if number not in by_name:
-            return None
-        chosen[i] = by_name[number]
-    return chosen[0], chosen[1]
+BY_NAME = dict(_named())
 
 
 def allowed() -> str:
-    """All names, in the order of codecs, for messages and the documentation."""
+    """All names in short, for messages and the documentation."""
     patterns = []
-    for codec in get_args(Codec):
-        offer = OFFERS[codec]
+    for codec, offer in OFFERS.items():
         pattern = f"{codec}[_{'|'.join(map(str, sorted(offer.rates)))}"
         pattern += f"[_{'|'.join(map(str, sorted(offer.kbps)))}]]" if offer.kbps else "]"
         patterns.append(pattern)
