@@ -11,17 +11,20 @@ from .errors import BadRequest
 
 
 class Fields:
-    """Its fields by type; null is as good as absent. Everything here raises BadRequest, which names the field."""
+    """Its fields by type; null is as good as absent. Everything here raises BadRequest, which names the field.
 
-    def __init__(self, values: Mapping[str, Any], allowed: Collection[str]) -> None:
+    Fields that are not among the `allowed` are refused; without that list they are ignored.
+    """
+
+    def __init__(self, values: Mapping[str, Any], allowed: Collection[str] | None = None) -> None:
         for name in values:
-            if name not in allowed:
+            if allowed is not None and name not in allowed:
                 message = f"{shown(name)} is no field; allowed: {', '.join(allowed)}"
                 raise BadRequest(message, field=name if _is_unicode(name) else None)
         self._values = values
 
     @classmethod
-    def from_json(cls, data: bytes | str, allowed: Collection[str]) -> Self:
+    def from_json(cls, data: bytes | str, allowed: Collection[str] | None = None) -> Self:
         """From a body or a message, which must be a JSON object."""
         try:
             values = json.loads(data)
