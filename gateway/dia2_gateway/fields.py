@@ -54,6 +54,19 @@ class Fields:
             raise refused(name, value, "a string that is not empty")
         return value
 
+    def choice(self, name: str, allowed: Collection[str]) -> str | None:
+        """One of a few strings."""
+        value = self.text(name)
+        if value is None or value in allowed:
+            return value
+        raise refused(name, value, " or ".join(allowed))
+
+    def boolean(self, name: str) -> bool | None:
+        value = self.get(name)
+        if value is None or isinstance(value, bool):
+            return value
+        raise refused(name, value, "true or false")
+
     def whole(self, name: str) -> int | None:
         value = self.get(name)
         if value is None or type(value) is int:
