@@ -1,0 +1,295 @@
+// The page: reads the forms, runs one utterance at a time, and shows how it goes.
+
+import { Connection } from "./connection.js";
+import { Player } from "./player.js";
+import { key, streamAddress, voices } from "./server.js";
+import { Transcript, settled } from "./transcript.js";
+import { Utterance } from "./utterance.js";
+import { wav } from "./wav.js";
+import { Waveform } from "./waveform.js";
+
+const RATE = 24000; // asked for in `format`
+const OPTIONS = ["seed", "temperature", "top_k", "cfg_scale"];
+
+/** @type {(id: string) => any} */
+const $ = (id) => document.getElementById(id);
+
+const connection = new Connection(streamAddress);
+const waveform = new Waveform($("waveform"), draw);
+let transcript = new Transcript($("transcript"));
+/** @type {Promise<Player> | null} */
+let player = null;
+/** @type {Utterance | null} */
+let utterance = null;
+let presses = 0; // of Speak; the last one wins
+
+// --- The server and its voices
+
+async function connect() {
+  try {
+    const known = await voices();
+    const chosen = $("voice").value;
+    const options = known.map(({ id, name, ...voice }) => new Option(name, id, voice.default));
+    $("voice").replaceChildren(...options);
+    if (known.some(({ id }) => id === chosen)) $("voice").value = chosen;
+    setServer("ready", "Ready");
+    $("key-form").hidden = true;
+    connection.open().catch(() => {}); // an error is of interest only once something is to be spoken
+  } catch (error) {
+    const { status = 0, message } = /** @type {import("./server.js").Refused} */ (error);
+    if (status === 401) return askForKey();
+    setServer("bad", "Not available");
+    alert({ title: "No voices", text: message, retry: connect });
+  } finally {
+    $("voice").disabled = $("server").dataset.state !== "ready";
+    update();
+  }
+}
+
+function askForKey() {
+  setServer("wait", "Needs a key");
+  if (key.get()) alert({ title: "This key is not accepted", text: "Check it, and enter it again." });
+  $("key-form").hidden = false;
+  $("key").focus();
+}
+
+function setServer(/** @type {string} */ state, /** @type {string} */ text) {
+  $("server").dataset.state = state;
+  $("server").textContent = text;
+}
+
+// --- Speaking
+
+/** @param {number} pressed_ms @param {string | null} text  null: it is still being typed */
+async function begin(pressed_ms, text) {
+  const press = ++presses;
+  alert(null);
+  const seed = $("seed").value || String(crypto.getRandomValues(new Uint32Array(1))[0]);
+  const given = OPTIONS.filter((name) => $(name).value).map((name) => [name, Number($(name).value)]);
+  const options = { voice: $("voice").value, ...Object.fromEntries(given), seed: Number(seed) };
+  const [output] = await Promise.all([wake(), utterance?.stop()]);
+  if (press !== presses) return null;
+  if (!(await output.resume())) {
+    alert({ title: "The browser keeps silent", text: "It has not allowed this page to play sound. Press Speak again." });
+    return null;
+  }
+  transcript = new Transcript($("transcript"));
+  const parts = { connection, player: output, transcript, waveform };
+  const start = { ...options, format: `pcm_${RATE}`, words: true, audio: "binary" };
+  const spoken = new Utterance(parts, start, text, pressed_ms, () => spoken === utterance && update());
+  utterance = spoken;
+  update();
+  requestAnimationFrame(tick);
+  $("heard").scrollIntoView({ block: "nearest" });
+  return spoken;
+}
+
+function speak(/** @type {Event} */ event) {
+  event.preventDefault();
+  if ($("live-mode").checked) finish();
+  else begin(event.timeStamp, $("text").value);
+}
+
+/** The player; the first call must come from a gesture of the user. */
+function wake() {
+  player ??= Player.create(RATE);
+  return player;
+}
+
+const speaking = () => utterance !== null && !utterance.outcome;
+
+// --- Speaking while typing: each word is sent, and leaves the box, once it is finished.
+
+/** @type {Promise<Utterance | null> | null} */
+let session = null;
+
+async function type(/** @type {InputEvent} */ event) {
+  if (event.isComposing) return;
+  const text = settled($("live").value);
+  if (text.trim()) await send(text, event.timeStamp);
+}
+
+/** @param {string} text @param {number} now_ms */
+async function send(text, now_ms) {
+  $("live").value = $("live").value.slice(text.length);
+  const current = await session;
+  if (!current || current.outcome) session = begin(now_ms, null);
+  (await session)?.say(text);
+}
+
+async function flush(/** @type {KeyboardEvent} */ event) {
+  if (event.key !== "Enter" || event.isComposing || event.ctrlKey || event.metaKey) return;
+  event.preventDefault(); // it would press Finish
+  if ($("live").value.trim()) await send(`${$("live").value} `, event.timeStamp);
+  (await session)?.flush();
+}
+
+async function finish() {
+  const now_ms = performance.now();
+  if ($("live").value.trim()) await send(`${$("live").value} `, now_ms);
+  (await session)?.close();
+  session = null;
+}
+
+function setLive() {
+  const live = $("live-mode").checked;
+  utterance?.stop();
+  session = null;
+  $("live").hidden = $("live-hint").hidden = !live;
+  $("text").hidden = $("text").disabled = live; // a disabled box is not required
+  $("text-label").htmlFor = live ? "live" : "text";
+  $(live ? "live" : "text").focus();
+  update();
+}
+
+// --- What is shown
+
+function tick() {
+  draw();
+  if (speaking()) requestAnimationFrame(tick);
+}
+
+async function draw() {
+  const output = await player;
+  const active = speaking() && output;
+  const heard_s = active ? output.heard : (utterance?.heard_s ?? 0);
+  if (active) transcript.light(heard_s);
+  waveform.draw(heard_s, transcript.words, !active);
+  $("clock").textContent = `${heard_s.toFixed(1)} s`;
+  if (!utterance) return;
+  $("ahead").textContent = active ? seconds(output.received - heard_s) : "–";
+  $("gaps").textContent = utterance.gaps ? `${utterance.gaps} (${seconds(utterance.gaps_s)})` : "0";
+}
+
+function update() {
+  const live = $("live-mode").checked;
+  const ready = $("server").dataset.state === "ready";
+  $("speak").textContent = live ? "Finish" : "Speak";
+  $("speak").disabled = !ready || (live && !speaking());
+  $("stop").disabled = !speaking();
+  $("download").disabled = speaking() || !utterance?.chunks.length;
+  document.body.classList.toggle("speaking", speaking());
+  if (!utterance) return;
+  $("first-heard").textContent = milliseconds(utterance.first_heard_ms);
+  $("first-chunk").textContent = milliseconds(utterance.first_chunk_ms);
+  $("gaps-label").textContent = utterance.live ? "Pauses for text" : "Underruns";
+  $("status").textContent = summary(utterance);
+  if (utterance.outcome?.kind === "failed") explain(utterance.outcome.failure, utterance.heard_s);
+  draw();
+}
+
+/** @param {Utterance} spoken */
+function summary({ outcome, first_heard_ms, heard_s, options }) {
+  const { seed } = /** @type {{seed: number}} */ (options);
+  if (outcome?.kind === "stopped") {
+    return `Stopped after ${seconds(heard_s)}: ${outcome.words} of ${transcript.length} words were heard. Seed ${seed}.`;
+  }
+  if (outcome?.kind === "failed") return heard_s ? `Broken off after ${seconds(heard_s)}.` : "Nothing was spoken.";
+  if (outcome?.kind === "length") return `Ended by the server's limit after ${seconds(heard_s)}. Seed ${seed}.`;
+  if (outcome) return `Spoken: ${seconds(heard_s)}. Seed ${seed}.`;
+  return first_heard_ms === null ? "Waiting for the first audio" : "Speaking";
+}
+
+/** @param {import("./connection.js").Failure} failure @param {number} heard_s */
+async function explain({ code, message, field, retry_after_s = 0 }, heard_s) {
+  const retry = () => $("composer").requestSubmit();
+  if (code === "connection_lost") {
+    const text = heard_s ? "What had arrived until then was played." : "The server did not answer.";
+    alert({ title: "Connection lost", text, retry });
+    return connect(); // perhaps it asks for a key, or is gone
+  }
+  const titles = /** @type {Record<string, string>} */ ({
+    overloaded: "The server is full",
+    too_many_requests: "Too many requests with this key",
+    invalid_request: field ? `The server does not take this ${$(field) ? field : "request"}` : "Not accepted",
+    not_found: "Not found",
+    idle: "Ended, since no text came",
+    unauthorized: "The API key is not accepted",
+  });
+  const input = field && $(field);
+  if (input) mark(input);
+  if (field === "voice") connect();
+  if (code === "unauthorized") askForKey();
+  alert({ title: titles[code] ?? "The server failed", text: message, retry: input ? null : retry, wait_s: retry_after_s });
+}
+
+/** @param {HTMLInputElement} input */
+function mark(input) {
+  if (OPTIONS.includes(input.id)) $("options").open = true;
+  input.setAttribute("aria-invalid", "true");
+  input.setAttribute("aria-errormessage", "alert");
+  input.focus();
+  input.addEventListener("input", () => input.removeAttribute("aria-invalid"), { once: true });
+}
+
+/** @param {{title: string, text: string, retry?: (() => void) | null, wait_s?: number} | null} problem */
+function alert(problem) {
+  $("alert").replaceChildren();
+  if (!problem) return;
+  const title = document.createElement("strong");
+  title.textContent = problem.title;
+  const text = document.createElement("span");
+  text.textContent = problem.text;
+  $("alert").append(title, text);
+  if (!problem.retry) return;
+  const button = document.createElement("button");
+  button.type = "button";
+  const wait_s = Math.ceil(problem.wait_s ?? 0);
+  button.disabled = wait_s > 0;
+  button.textContent = wait_s ? `Try again in ${wait_s} s` : "Try again";
+  setTimeout(() => {
+    button.disabled = false;
+    button.textContent = "Try again";
+  }, 1000 * wait_s);
+  button.onclick = () => {
+    alert(null);
+    problem.retry?.();
+  };
+  $("alert").append(button);
+}
+
+const seconds = (/** @type {number} */ s) => `${Math.max(s, 0).toFixed(2)} s`;
+const milliseconds = (/** @type {number | null} */ ms) => (ms === null ? "–" : `${Math.round(ms)} ms`);
+
+function download() {
+  if (!utterance) return;
+  const { voice, seed } = /** @type {{voice: string, seed: number}} */ (utterance.options);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(wav(utterance.chunks, RATE, Math.round(utterance.heard_s * RATE)));
+  link.download = `${voice}-${seed}.wav`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+// --- Wiring
+
+$("composer").addEventListener("submit", speak);
+$("stop").addEventListener("click", () => utterance?.stop());
+$("download").addEventListener("click", download);
+$("live-mode").addEventListener("change", setLive);
+$("live").addEventListener("input", type);
+$("live").addEventListener("compositionend", type);
+$("live").addEventListener("keydown", flush);
+$("key-form").addEventListener("submit", (/** @type {Event} */ event) => {
+  event.preventDefault();
+  key.set($("key").value);
+  connection.reset();
+  alert(null);
+  connect();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") utterance?.stop();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("speak").disabled) $("composer").requestSubmit();
+});
+for (const gesture of ["pointerup", "keydown"]) {
+  // The audio device takes a while to start: not only when it is needed.
+  document.addEventListener(gesture, async () => (await wake()).resume(), { passive: true });
+}
+for (const button of document.querySelectorAll("[data-insert]")) {
+  button.addEventListener("click", () => {
+    const box = $($("live-mode").checked ? "live" : "text");
+    box.setRangeText(/** @type {HTMLElement} */ (button).dataset.insert, box.selectionStart, box.selectionEnd, "end");
+    box.focus();
+  });
+}
+connect();
