@@ -25,25 +25,30 @@ let presses = 0; // of Speak; the last one wins
 
 // --- The server and its voices
 
-async function connect() {
+/** Reads the voices; true if the server is ready to speak. @param {boolean} quiet  something else is said already */
+async function connect(quiet = false) {
   try {
-    const known = await voices();
-    const chosen = $("voice").value;
-    const options = known.map(({ id, name, ...voice }) => new Option(name, id, voice.default));
-    $("voice").replaceChildren(...options);
-    if (known.some(({ id }) => id === chosen)) $("voice").value = chosen;
+    showVoices(await voices());
     setServer("ready", "Ready");
     $("key-form").hidden = true;
-    connection.open().catch(() => {}); // an error is of interest only once something is to be spoken
+    connection.open().catch(() => {}); // of interest only once something is to be spoken
   } catch (error) {
-    const { status = 0, message } = /** @type {import("./server.js").Refused} */ (error);
-    if (status === 401) return askForKey();
+    const { status, message } = /** @type {import("./server.js").Refused} */ (error);
     setServer("bad", "Not available");
-    alert({ title: "No voices", text: message, retry: connect });
-  } finally {
-    $("voice").disabled = $("server").dataset.state !== "ready";
-    update();
+    if (status === 401) askForKey();
+    else if (!quiet) alert({ title: "No voices", text: message, retry: connect });
   }
+  const ready = $("server").dataset.state === "ready";
+  $("voice").disabled = !ready;
+  update();
+  return ready;
+}
+
+/** @param {{id: string, name: string, default: boolean}[]} known */
+function showVoices(known) {
+  const chosen = $("voice").value;
+  $("voice").replaceChildren(...known.map(({ id, name, ...voice }) => new Option(name, id, voice.default)));
+  if (known.some(({ id }) => id === chosen)) $("voice").value = chosen;
 }
 
 function askForKey() {
@@ -70,13 +75,20 @@ async function begin(pressed_ms, text) {
   const [output] = await Promise.all([wake(), utterance?.stop()]);
   if (press !== presses) return null;
   if (!(await output.resume())) {
-    alert({ title: "The browser keeps silent", text: "It has not allowed this page to play sound. Press Speak again." });
+    alert({
+      title: "The browser keeps silent",
+      text: "It has not allowed this page to play sound. Press Speak again.",
+    });
     return null;
   }
   transcript = new Transcript($("transcript"));
   const parts = { connection, player: output, transcript, waveform };
   const start = { ...options, format: `pcm_${RATE}`, words: true, audio: "binary" };
-  const spoken = new Utterance(parts, start, text, pressed_ms, () => spoken === utterance && update());
+  const spoken = new Utterance(parts, start, text, pressed_ms, () => {
+    if (spoken !== utterance) return;
+    update();
+    if (spoken.outcome?.kind === "failed") explain(spoken.outcome.failure, spoken.heard_s);
+  });
   utterance = spoken;
   update();
   requestAnimationFrame(tick);
@@ -174,7 +186,6 @@ function update() {
   $("first-chunk").textContent = milliseconds(utterance.first_chunk_ms);
   $("gaps-label").textContent = utterance.live ? "Pauses for text" : "Underruns";
   $("status").textContent = summary(utterance);
-  if (utterance.outcome?.kind === "failed") explain(utterance.outcome.failure, utterance.heard_s);
   draw();
 }
 
@@ -190,27 +201,34 @@ function summary({ outcome, first_heard_ms, heard_s, options }) {
   return first_heard_ms === null ? "Waiting for the first audio" : "Speaking";
 }
 
+const TITLES = /** @type {Record<string, string>} */ ({
+  connection_lost: "Connection lost",
+  overloaded: "The server is full",
+  too_many_requests: "Too many requests with this key",
+  too_large: "The text is too long",
+  invalid_request: "The server does not take this",
+  not_found: "The server does not know this",
+  idle: "Ended, since no text came",
+});
+
 /** @param {import("./connection.js").Failure} failure @param {number} heard_s */
-async function explain({ code, message, field, retry_after_s = 0 }, heard_s) {
-  const retry = () => $("composer").requestSubmit();
-  if (code === "connection_lost") {
-    const text = heard_s ? "What had arrived until then was played." : "The server did not answer.";
-    alert({ title: "Connection lost", text, retry });
-    return connect(); // perhaps it asks for a key, or is gone
-  }
-  const titles = /** @type {Record<string, string>} */ ({
-    overloaded: "The server is full",
-    too_many_requests: "Too many requests with this key",
-    invalid_request: field ? `The server does not take this ${$(field) ? field : "request"}` : "Not accepted",
-    not_found: "Not found",
-    idle: "Ended, since no text came",
-    unauthorized: "The API key is not accepted",
-  });
+function explain({ code, message, field, retry_after_s }, heard_s) {
+  const title = TITLES[code] ?? "The server failed";
   const input = field && $(field);
-  if (input) mark(input);
-  if (field === "voice") connect();
-  if (code === "unauthorized") askForKey();
-  alert({ title: titles[code] ?? "The server failed", text: message, retry: input ? null : retry, wait_s: retry_after_s });
+  if (code === "connection_lost") {
+    alert({ title, text: heard_s ? "What had arrived was played." : "The server did not answer.", retry: again });
+    connect(true); // perhaps it is gone, or wants a key
+  } else if (input) {
+    alert({ title, text: message });
+    mark(input);
+    if (field === "voice") connect(true);
+  } else {
+    alert({ title, text: message, retry: again, wait_s: retry_after_s });
+  }
+}
+
+async function again() {
+  if (await connect()) $("composer").requestSubmit();
 }
 
 /** @param {HTMLInputElement} input */

@@ -105,7 +105,7 @@ export class Utterance {
   #audio(pcm) {
     if (this.#stopping) return;
     this.first_chunk_ms ??= performance.now() - this.pressed_ms;
-    const samples = Float32Array.from(pcm, (value) => value / 32768);
+    const samples = Float32Array.from(pcm, (value) => value / 32767);
     this.chunks.push(pcm);
     this.#waveform.add(samples);
     this.#player.add(samples);

@@ -22,7 +22,8 @@ export class Waveform {
     this.#context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
     const refresh = () => {
       const style = getComputedStyle(canvas);
-      for (const name of ["first", "second", "soft", "ink", "line"]) this.#ink[name] = style.getPropertyValue(`--${name}`);
+      for (const name of ["first", "second", "soft", "ink", "line"])
+        this.#ink[name] = style.getPropertyValue(`--${name}`);
       canvas.width = Math.round(canvas.clientWidth * devicePixelRatio);
       canvas.height = Math.round(canvas.clientHeight * devicePixelRatio);
       redraw();
