@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 
-from .boundary import BoundaryStream, StreamLimits, carried_room, steps_needed
+from .boundary import BoundaryStream
 from .config import REQUEST_RANGES, EngineConfig
+from .context import StreamLimits, carried_room, steps_needed
 from .errors import InvalidArgument
 from .model.config import ModelConfig
+from .prefix import Heard
 from .stream import Stream, Text, Voice
 from .text.parser import Encode, ScriptReader, parse_script
 from .text.state_machine import MAX_PADDING_STEPS, Entry, TextMachine
-from .types import Request
+from .types import Request, UserSpeech
 from .voice.voice import NO_VOICE
 
 _NO_LIMIT_S = 1e15
+_MOST_UNHEARD = 4  # recordings of the user that may wait in one session
 _ROUNDING = 1e-4  # relative: numbers arrive as float32, and 0.08 must still be one frame
 
 
@@ -33,11 +37,12 @@ class Admission:
         *,
         encode: Encode,
         machine: TextMachine,
+        hear: Callable[[UserSpeech, int], Future[Heard]],
         frame_s: float,
     ) -> None:
-        """`machine` is an empty one, to copy."""
+        """`machine` is an empty one, to copy; `hear` checks and encodes what may last so many frames."""
         self.config, self.model, self.voices, self.default_voice = config, model, voices, default_voice
-        self._encode, self._machine, self._frame_s = encode, machine, frame_s
+        self._encode, self._machine, self._hear, self._frame_s = encode, machine, hear, frame_s
 
     def parse(self, request: Request) -> Stream:
         """The stream of a request. Raises InvalidArgument naming the field, its value and what is allowed."""
@@ -54,21 +59,43 @@ class Admission:
         """The stream of a session, whose text comes through `read`. Raises InvalidArgument like `parse`."""
         _, voice = self._voice(request.voice)
         if not self._carried_frames(voice):
-            raise InvalidArgument("a session needs boundary=seamless, carry_over_s > 0 and a context that holds both")
+            raise InvalidArgument("VOICE leaves too little of the model's context for a session; use a shorter one")
         stream, tokens = self._stream(request, voice, None), self._machine.tokens
         stream.reader = ScriptReader(self._encode, tokens, 1 / self._frame_s, tokens.spk1)
         return stream
 
-    def read(self, stream: Stream, text: str, *, flush: bool = False, close: bool = False) -> Text:
-        """A piece of a session's text. Raises InvalidArgument, and then the piece changes nothing."""
-        assert stream.reader is not None, "only sessions are told more text"
-        self._check_length(stream.reader.rest + text)
+    def read(
+        self,
+        stream: Stream,
+        text: str,
+        *,
+        flush: bool = False,
+        close: bool = False,
+        user: UserSpeech | None = None,
+    ) -> list[Text]:
+        """A piece of a session's text, and what the user said before it.
+
+        Raises InvalidArgument, and then the piece changes nothing.
+        """
+        reader = stream.reader
+        assert reader is not None, "only sessions are told more text"
+        self._check_length(text if user else reader.rest + text)
         waiting = len(stream.boundary.machine.entries) + sum(len(text.entries) for text in tuple(stream.inbox))
         if waiting > self.config.max_text_chars:
             raise InvalidArgument(
                 f"TEXT came while {waiting} words wait to be spoken; allowed: at most {self.config.max_text_chars}"
             )
-        return Text(stream.reader.read(text, to_its_end=flush or close), flush, close)
+        pieces, heard = [], None
+        if user is not None:
+            unheard = sum(text.heard is not None for text in tuple(stream.inbox))
+            if unheard >= _MOST_UNHEARD:
+                raise InvalidArgument(
+                    f"USER_AUDIO came while {unheard} others wait for their turn; allowed: at most {_MOST_UNHEARD}"
+                )
+            heard = self._hear(user, stream.boundary.limits.heard_frames)
+            pieces.append(Text(reader.read("", to_its_end=True), flush=True))
+            reader.is_followed_by(self._machine.tokens.spk2)
+        return [*pieces, Text(reader.read(text, to_its_end=flush or close), flush, close, heard)]
 
     def _stream(self, request: Request, voice: Voice | None, entries: Sequence[Entry] | None) -> Stream:
         """A stream of the entries behind the voice's own; None: they come later, and its length has no limit."""
@@ -91,7 +118,9 @@ class Admission:
             prefix=voice.prefix if voice else None,
             boundary=config.boundary,
             kick=config.kick,
-            limits=StreamLimits(model.max_context_steps, max_frames, MAX_PADDING_STEPS, self._carried_frames(voice)),
+            limits=StreamLimits(
+                model.max_context_steps, max_frames, MAX_PADDING_STEPS, self._carried_frames(voice), self._room(voice)
+            ),
             fresh=self._machine,
         )
         return Stream(
@@ -118,9 +147,12 @@ class Admission:
         """What a stream takes along into a fresh context; 0 if streams end with their context."""
         if self.config.boundary != "seamless":
             return 0
-        room = carried_room(self.model.max_context_steps, voice.prefix.frames if voice else 0, self.model.max_delay)
-        frames = min(round(self.config.carry_over_s / self._frame_s), room)
+        frames = min(round(self.config.carry_over_s / self._frame_s), self._room(voice))
         return frames if frames > self.model.max_delay else 0
+
+    def _room(self, voice: Voice | None) -> int:
+        prefix_frames = voice.prefix.frames if voice else 0
+        return carried_room(self.model.max_context_steps, prefix_frames, self.model.max_delay)
 
     def _check_context(self, entries: Sequence[Entry], name: str, voice: Voice | None) -> None:
         frames = voice.prefix.frames if voice else 0

@@ -16,53 +16,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import dropwhile, islice
 
 import numpy as np
 
 from .config import Boundary
+from .context import FRESH_CONTEXT_STEPS, Begun, Replay, StreamLimits, end_steps
 from .grid import DelayGrid, Ids
-from .prefix import Prefix
-from .text.state_machine import MAX_PADDING_STEPS, Entry, TextMachine
+from .prefix import Heard, Prefix, joined
+from .text.state_machine import Entry, TextMachine
 from .types import BEFORE_START, FROM_PREFIX, SAMPLED, FinishReason
-
-_FRESH_CONTEXT_STEPS = 64  # before a context's end, a stream looks for a good place to leave it
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """An entry of the stream's own, the step at which it began, and who speaks."""
-
-    entry: Entry
-    step: int
-    speaker: int | None
-
-    def named(self, until: int) -> Entry:
-        """With its speaker's tag, where somebody else may have spoken before, if that fits in before step `until`."""
-        pieces = self.entry.tokens
-        if not pieces or self.speaker is None or self.speaker in pieces or until - self.step < len(pieces) + 2:
-            return self.entry
-        return replace(self.entry, tokens=(self.speaker, *pieces))
-
-
-@dataclass(frozen=True)
-class StreamLimits:
-    """Where a stream ends at the latest."""
-
-    max_steps: int  # columns of context, the prefix's included
-    max_frames: int  # emitted
-    tail_frames: int  # emitted after the step at which the script ran out
-    carried_frames: int = 0  # of its own audio that a stream takes along into a fresh context; 0: it ends there
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Known columns that are to be fed before the next step."""
-
-    start: int  # position of the first
-    columns: Ids  # [N, 2 + C]
-    from_voice: bool  # behind the voice's snapshot, in place of all that was fed before
 
 
 class BoundaryStream:
@@ -74,11 +38,12 @@ class BoundaryStream:
     Text may come while it is spoken, if the machine is open: `append()`, `flush()`, `close()`. A stream whose next step
     may need a word that is missing `waits`. Where all that has begun was flushed, it goes on as if the text ended there
     (a copy of the machine ends, `_ending`), until all of it has been emitted; when more text comes it goes back to the
-    first frame that has not been.
+    first frame that has not been. In between somebody else may speak: `hear()`.
 
     Before a step `turn()` is due whenever `turns`: it lays out columns that are known and must be fed in one pass. At
     the start those are the columns from the cut to the prefix's end, which the text makes known; after a flush the
-    pause since the last word; and where the context ends, the voice again and the stream's last seconds behind it.
+    pause since the last word; what was heard of others; and where the context ends, the voice again and the stream's
+    last seconds behind it.
     Everything that has been made goes along, so a fresh context is no seam in the audio.
     """
 
@@ -107,9 +72,11 @@ class BoundaryStream:
         self.cache_shift = 0  # KV rows run ahead of positions by this: the reference feeds one column twice
         self.frames_out = 0
         self._prefix, self._fresh = prefix, fresh
+        self._kicks = kick and boundary == "seamless"
         self._ending: TextMachine | None = None
         self._ending_from = (0, (0, 0))  # the step at which it was copied, and the text of that step's column
-        self._begun: list[_Begun] = []  # in this context
+        self._heard: list[Heard] = []  # since the last word
+        self._begun: list[Begun] = []  # in this context
         self._speaker: int | None = None
         self._started = False
         empty = np.zeros((len(delays), 0), np.int64)
@@ -124,7 +91,7 @@ class BoundaryStream:
             frames = prefix.frames
             regenerate = boundary == "reference"
             self._forced_steps, self._word_steps = frames, prefix.word_steps
-            self._kick_step = frames if kick and not regenerate else -1
+            self._kick_step = frames if self._kicks else -1
             sample_from = [frames if regenerate else frames + delay for delay in delays]
             self.grid = DelayGrid(delays, bos, prefix.tokens, sample_from, limits.max_steps + 1)
             self.step, self.text = prefix.cut, prefix.cut_text
@@ -137,6 +104,7 @@ class BoundaryStream:
                 self.first_frame = frames - 1 if machine.lookahead_words else None
         self.most_steps = self._most_steps()  # columns it may ever take
         self._nothing_given = np.zeros(len(delays), np.int64), np.zeros(len(delays), np.int64)
+        self._no_frames = empty
 
     def _most_steps(self) -> int:
         # No frame is sent until a word begins, which an empty script has none of.
@@ -164,10 +132,31 @@ class BoundaryStream:
             if self._everything_out():
                 self.end = "stop"
 
+    def hear(self, heard: Heard) -> None:
+        """What somebody else says now; only when all of the stream's own `is_said`. The next word comes behind it.
+
+        Of more than the context has room for, the last is kept.
+        """
+        self._heard.append(heard)
+        while sum(each.frames for each in self._heard) > self.limits.heard_frames:
+            self._heard.pop(0)
+
+    @property
+    def is_said(self) -> bool:
+        """Whether all words that it was given are out; before the start, whether there are none."""
+        if not self._started:
+            return not any(entry.tokens for entry in islice(self.machine.entries, self._voice_entries, None))
+        return self._ending is not None and not self.machine.entries and self._everything_out()
+
+    @property
+    def _voice_entries(self) -> int:
+        """How many of the machine's entries are the voice's."""
+        return len(self._prefix.machine.entries) if self._prefix and not self._started else 0
+
     @property
     def may_start(self) -> bool:
         """Whether there is enough text for the replay and the step behind it; asked before the start."""
-        machine, theirs = self.machine, len(self._prefix.machine.entries) if self._prefix else 0
+        machine, theirs = self.machine, self._voice_entries
         own = list(islice(machine.entries, theirs, None))
         words = sum(bool(entry.tokens) for entry in own)
         if not machine.open or machine.flushed > theirs:
@@ -204,17 +193,24 @@ class BoundaryStream:
 
     def turn(self) -> Replay:
         """Go to where the next step continues, and say what must be fed for that."""
+        heard = self._take_heard()
         if not self._started:
             self._started = True
-            return self._start()
-        return self._go_on() if self._ending is not None else self._take_a_fresh_context()
+            replay = self._start()
+        elif self._ending is None:
+            replay = self._take_a_fresh_context()
+        else:
+            replay = self._go_on()
+            if self._left(heard.frames) < FRESH_CONTEXT_STEPS:
+                replay = self._take_a_fresh_context()
+        return self._listen(heard, replay) if heard.frames else replay
 
     def _start(self) -> Replay:
         start = self.step
         columns = self._forced(self.machine, self._replay_end, self._word_steps)
         if self.cache_shift:
             self._forced_steps, self.step = 0, self.step - 1
-        return Replay(start, columns, from_voice=True)
+        return Replay(start, columns, True, self._no_frames)
 
     def _go_on(self) -> Replay:
         """After a flush: the frames that have been emitted are known, and what was made beyond is dropped.
@@ -226,21 +222,62 @@ class BoundaryStream:
         start, self.text = self._ending_from
         self.step, frame = start, self.first_frame + self.frames_out
         columns = self._forced(self.machine, max(start, frame - self._instant), frozenset())
-        self.grid.forget(self.step + 1, frame)
-        return Replay(start, columns, from_voice=False)
+        self.grid.forget(self.step + 1, self._known())
+        return Replay(start, columns, False, self._no_frames)
+
+    def _known(self) -> int:
+        """Frames below this one are complete."""
+        assert self.first_frame is not None
+        frame = self.first_frame + self.frames_out
+        # Without a voice, where a codebook has no frame 0, the others' is neither emitted nor known in front.
+        return frame if self._prefix or frame > self._instant else 0
+
+    def _take_heard(self) -> Heard:
+        """All that was heard, as one; its words are the machine's next ones, in front of the stream's own."""
+        heard = joined(self._heard, len(self.grid.delays))
+        self._heard.clear()
+        self.machine.insert(self._voice_entries, heard.entries)
+        return heard
+
+    def _listen(self, heard: Heard, replay: Replay) -> Replay:
+        """Go on behind what was heard. Its frames are known as a prefix's are, and none of them is emitted."""
+        assert self.first_frame is not None
+        # Where there is nothing in front it stands in for a voice, and also fills cells that no step makes.
+        frame = self.first_frame + self.frames_out if self.step or self._prefix else 0
+        end = frame + heard.frames
+        self.grid.put(frame, heard.tokens)
+        speaker = self.machine.tokens.spk2
+        begun = [Begun(entry, frame + at, speaker) for entry, at in zip(heard.entries, heard.steps, strict=True)]
+        self._word_steps = frozenset(one.step for one in begun)
+        columns = self._forced(self.machine, max(self.step, end - self._instant), self._word_steps)
+        self.grid.forget(self.step + 1, end)
+        self._begun += begun
+        self._speaker = speaker
+        self._forced_steps, self._kick_step = end, end if self._kicks else -1
+        self._move_frames(end - self.frames_out - self.first_frame)
+        return replace(replay, columns=np.concatenate([replay.columns, columns]), heard=heard.tokens)
+
+    def _move_frames(self, shift: int) -> None:
+        """The next frame to be emitted is so many columns further on."""
+        assert self.first_frame is not None
+        self.first_frame += shift
+        self.words = deque((word, frame + shift) for word, frame in self.words)
 
     def _is_due_for_a_fresh_context(self) -> bool:
         """Best at the end of a sentence, else of a word, and in a word only if there is none (a long pause, say)."""
-        limits, machine = self.limits, self.machine
-        end_steps = machine.max_padding + limits.tail_frames + self.max_delay + 2  # for which there must be room
-        left = limits.max_steps - self.step - end_steps
-        if left > _FRESH_CONTEXT_STEPS or not limits.carried_frames or machine.end_step is not None:
+        machine, left = self.machine, self._left()
+        if left > FRESH_CONTEXT_STEPS or not self.limits.carried_frames or machine.end_step is not None:
             return False
         between = not machine.pending and machine.forced_padding <= 0
         if between and not machine.entries:
             return False  # it is about to end, for which there is room
         sentence_ended = bool(self._begun) and self._begun[-1].entry.text.endswith((".", "!", "?"))
-        return left <= 0 or (between and (sentence_ended or left <= _FRESH_CONTEXT_STEPS // 2))
+        return left <= 0 or (between and (sentence_ended or left <= FRESH_CONTEXT_STEPS // 2))
+
+    def _left(self, frames: int = 0) -> int:
+        """Steps of context that are left behind so many frames more, with room for an end."""
+        end = end_steps(self.machine.max_padding, self.limits.tail_frames, self.max_delay)
+        return self.limits.max_steps - self.step - frames - end
 
     def _take_a_fresh_context(self) -> Replay:
         """The voice's columns, and behind them the stream's own from its first word in the last `carried_frames`."""
@@ -256,16 +293,15 @@ class BoundaryStream:
         until = begun[1].step if len(begun) > 1 else step
         machine.entries.extend(one.named(until) if one is begun[0] else one.entry for one in begun)
         machine.entries.extend(self.machine.entries)
-        self.grid = self.grid.moved(prefix.tokens if prefix else self.grid.cells[:, :0], first, step)
+        self.grid = self.grid.moved(prefix.tokens if prefix else self._no_frames, first, step, self._known())
         self._begun = [replace(one, step=one.step + shift) for one in begun]
-        self.words = deque((word, frame + shift) for word, frame in self.words)
-        self.first_frame += shift
+        self._move_frames(shift)
         self._forced_steps, self._kick_step = 0, -1
         word_steps = (prefix.word_steps if prefix else frozenset()) | {one.step for one in self._begun}
         self.step, self.text = start, prefix.cut_text if prefix else (machine.tokens.bos, machine.tokens.pad)
         columns = self._forced(machine, step + shift, word_steps)
         self.text = text
-        return Replay(start, columns, from_voice=True)
+        return Replay(start, columns, True, self._no_frames)
 
     def _forced(self, machine: TextMachine, end: int, word_steps: frozenset[int]) -> Ids:
         """Go to step `end`, entries beginning at `word_steps`; the columns on the way."""
@@ -323,7 +359,7 @@ class BoundaryStream:
     def _begin(self, entry: Entry) -> None:
         speakers = (self.machine.tokens.spk1, self.machine.tokens.spk2)
         self._speaker = next((piece for piece in entry.tokens if piece in speakers), self._speaker)
-        self._begun.append(_Begun(entry, self.step, self._speaker))
+        self._begun.append(Begun(entry, self.step, self._speaker))
         if entry.tokens:
             self.words.append((entry.text, self.step))
 
@@ -359,14 +395,3 @@ class BoundaryStream:
     def take_codes(self, column: int, ids: Ids) -> None:
         """Store the ids [C] that were sampled for a column. Cells that are not sampled are ignored."""
         self.grid.write(column, ids)
-
-
-def steps_needed(entries: Iterable[Entry], prefix_frames: int, max_delay: int, tail_frames: int) -> int:
-    """Fewest columns in which `entries` can be spoken after the prefix, delay and tail included."""
-    text = sum(entry.padding + 1 if entry.tokens else entry.padding for entry in entries)
-    return prefix_frames + text + tail_frames + max_delay
-
-
-def carried_room(max_steps: int, prefix_frames: int, max_delay: int) -> int:
-    """How many frames may be carried at most: half of what a context has beside the voice and its end."""
-    return (max_steps - prefix_frames - 2 * MAX_PADDING_STEPS - max_delay - 2 - _FRESH_CONTEXT_STEPS) // 2

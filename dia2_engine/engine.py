@@ -9,30 +9,37 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from .admission import Admission
 from .config import EngineConfig
+from .context import Replay
 from .errors import ConfigError, Dia2Error, InternalError
 from .grid import Ids
 from .model.checkpoint import find_checkpoint, load_dia2
 from .model.mimi import MimiDecoder
 from .model.sampling import uniforms
+from .prefix import Heard
 from .runtime.guard import IdGuard
 from .runtime.runner import ModelRunner
 from .stream import Stream, Text, Voice
 from .telemetry import Telemetry
-from .types import FROM_PREFIX, Event, Failed, Finished, Request
+from .types import FROM_PREFIX, Event, Failed, Finished, Request, UserSpeech
 from .voice.voice import NO_VOICE, PreparedVoice, list_voices
 from .voice.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[Stream, Event], None]
+_T = TypeVar("_T")
+_COLUMNS_AT_ONCE = 128  # of what is known, before the others make their next step; a few ms on a GPU
+_FRAMES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ class Engine:
         self._overlaps = self.runner.on_gpu and not config.debug
         self._unfinished: list[_Made] = []
         self._settings = _Settings(config.slots)
+        self._encoding = ThreadPoolExecutor(1, "dia2-encoding")  # of what users say, which takes longer than a frame
         log.info("model on %s in %s after %.1f s", device, dtype, time.monotonic() - started)
         paths = list_voices(Path(config.voices).expanduser()) if config.voices else {}
         self.voices = {name: self.add_voice(self.workshop.load(path)) for name, path in paths.items()}
@@ -112,6 +120,7 @@ class Engine:
             self.default_voice,
             encode=self.workshop.encode,
             machine=self.workshop.machine,
+            hear=self._hear,
             frame_s=self.frame_s,
         )
 
@@ -141,13 +150,32 @@ class Engine:
         """
         return self._admission.parse(request)
 
+    def prepare_sessions(self) -> None:
+        """Load what only sessions need. Raises ConfigError, also where the settings allow none."""
+        if self.config.boundary != "seamless" or not self.config.carry_over_s:
+            settings = f"boundary is {self.config.boundary!r} and carry_over_s is {self.config.carry_over_s:g}"
+            raise ConfigError(f"{settings}; sessions need 'seamless' and more than 0")
+        self.workshop.load_encoder()
+
     def open(self, request: Request) -> Stream:
         """Lay out a session, whose text comes through `read`; raises like `parse`."""
         return self._admission.open(request)
 
-    def read(self, stream: Stream, text: str, *, flush: bool = False, close: bool = False) -> Text:
-        """What a piece of text says to a session's stream; one thread at a time. Raises InvalidArgument."""
-        return self._admission.read(stream, text, flush=flush, close=close)
+    def read(
+        self, stream: Stream, text: str, *, flush: bool = False, close: bool = False, user: UserSpeech | None = None
+    ) -> list[Text]:
+        """What a piece of text, and of speech before it, says to a session's stream; one thread at a time.
+
+        Raises InvalidArgument.
+        """
+        return self._admission.read(stream, text, flush=flush, close=close, user=user)
+
+    def _hear(self, user: UserSpeech, most_frames: int) -> Future[Heard]:
+        return self._encoding.submit(self.workshop.hear(user, most_frames))
+
+    def close(self) -> None:
+        """Encode nothing more."""
+        self._encoding.shutdown(wait=False, cancel_futures=True)
 
     # ---- slots
 
@@ -161,21 +189,37 @@ class Engine:
         return None in self.slots and self.runner.has_room(stream.boundary.most_steps)
 
     def start(self, stream: Stream) -> None:
-        """Give a stream the lowest free slot: copy its voice's snapshot, then one pass over the tail's columns."""
+        """Give a stream the lowest free slot: copy its voice's snapshot, then a pass over the tail's columns."""
         slot = self.slots.index(None)
         self.runner.open(slot, stream.boundary.most_steps)
         self.slots[slot], stream.slot = stream, slot
         self._settings.put(slot, stream)
         self._turn(stream, codec=True)
+        self._feed(stream)
 
     def _turn(self, stream: Stream, *, codec: bool = False) -> None:
-        """Feed what is known before the stream's next step. The codec goes on where it is, but at the start."""
+        """Learn what is known before the stream's next step. The codec goes on where it is, but at the start."""
         replay = stream.boundary.turn()
         self.guard.columns(replay.columns)
+        self.guard.codec(replay.heard)
         if replay.from_voice:
             self.runner.restore(stream.slot, stream.voice.snapshot if stream.voice else None, codec=codec)
-        self.runner.extend(stream.slot, replay.columns, replay.start)
-        self.runner.enter(stream.slot, stream.boundary.column()[2:])
+        stream.replay = replay
+
+    def _feed(self, stream: Stream) -> None:
+        """Feed the next of what is known: so much at once that the others' frames do not wait for long."""
+        replay = stream.replay
+        assert replay is not None
+        columns, heard = replay.columns[:_COLUMNS_AT_ONCE], replay.heard[:, :_FRAMES_AT_ONCE]
+        self.runner.extend(stream.slot, columns, replay.start)
+        if heard.size:
+            self.runner.decode([stream.slot], heard[None])
+        left = replay.columns[len(columns) :], replay.heard[:, heard.shape[1] :]
+        if any(part.size for part in left):
+            stream.replay = Replay(replay.start + len(columns), left[0], False, left[1])
+        else:
+            stream.replay = None
+            self.runner.enter(stream.slot, stream.boundary.column()[2:])
 
     def release(self, stream: Stream) -> None:
         """Free a stream's slot; what it leaves there is inert."""
@@ -220,22 +264,22 @@ class Engine:
 
     def _prepare(self, streams: Sequence[Stream], emit: Emit) -> None:
         """Feed the columns that some streams must see before this step, and end what ends without one."""
-        turning = [stream for stream in streams if stream.boundary.end is None and stream.boundary.turns]
+        turning = [s for s in streams if s.boundary.end is None and (s.replay is not None or s.boundary.turns)]
         closed = [stream for stream in streams if stream.boundary.end is not None]
         if not turning and not closed:
             return
         self._finish(self._unfinished, emit)  # the columns hold what the last step made
         self._unfinished = []
         for stream in turning:
-            if stream.slot >= 0:
-                self._turn(stream)
+            if stream.slot >= 0 and (stream.replay is not None or self._guarded(stream, emit, self._turn, stream)):
+                self._feed(stream)
         for stream in closed:
             if stream.slot >= 0:
                 self._send(stream, emit)
 
     def _stage(self, streams: Sequence[Stream], emit: Emit) -> list[Stream]:
         """What the host knows of the step, a row for each stream; those that sample audio come first."""
-        going = [s for s in streams if s.slot >= 0 and not s.boundary.end and not s.boundary.waits]
+        going = [s for s in streams if s.slot >= 0 and not s.boundary.end and not s.boundary.waits and not s.replay]
         going = [stream for stream in going if self._is_legal(stream, emit)]
         going.sort(key=lambda stream: not stream.boundary.samples_audio())
         if not going:
@@ -333,7 +377,7 @@ class Engine:
             emit(stream, Finished(end, stream.sent_frames))
             self.release(stream)
 
-    def _guarded(self, stream: Stream, emit: Emit, check: Callable[[Ids], None], ids: Ids) -> bool:
+    def _guarded(self, stream: Stream, emit: Emit, check: Callable[[_T], None], ids: _T) -> bool:
         try:
             check(ids)
         except InternalError as error:

@@ -39,17 +39,25 @@ class DelayGrid:
         self.sample_from = np.maximum(column, frame + self.delays)
         self._count()
 
-    def moved(self, prefix: Ids, first: int, column: int) -> DelayGrid:
-        """A grid with this one's aligned frames from `first` on behind another `prefix`, sampled behind `column`."""
+    def put(self, first: int, frames: Ids) -> None:
+        """Fill in aligned `frames` [C, n] from frame `first` on."""
+        for c, delay in enumerate(self.delays):
+            self.cells[c, first + delay : first + delay + frames.shape[1]] = frames[c]
+
+    def moved(self, prefix: Ids, first: int, column: int, known: int) -> DelayGrid:
+        """A grid with this one's aligned frames from `first` on behind another `prefix`.
+
+        It is sampled behind `column`, but for cells of frames below `known`.
+        """
         frames = int(prefix.shape[1])
         grid = DelayGrid(self.delays, self._bos, prefix, frames + self.delays, self.cells.shape[1])
-        last = column - first + frames
+        shift = frames - first
         for c, delay in enumerate(self.delays):
-            own = self.cells[c, first + delay : column + 1]
-            grid.cells[c, last + 1 - len(own) : last + 1] = own
-        grid.cells[:, last + 1 :] = UNFILLED
-        grid.sample_from = np.full(len(self.delays), last + 1, np.int64)
-        grid._count()
+            end = max(column + 1, known + delay)
+            own = self.cells[c, first + delay : end]
+            grid.cells[c, end + shift - len(own) : end + shift] = own
+            grid.cells[c, end + shift :] = UNFILLED
+        grid.forget(column + 1 + shift, known + shift)
         return grid
 
     def sampled(self, column: int) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""What a voice contributes to its streams: columns that no request can influence, fed once at start-up."""
+"""What others contribute to a stream: its voice, fed once at start-up, and who is heard between its turns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .grid import DelayGrid, Ids
-from .text.state_machine import TextMachine
+from .text.state_machine import Entry, TextMachine
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,32 @@ class Prefix:
     @property
     def cut(self) -> int:
         return int(self.columns.shape[0])
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What somebody else says between two turns of a stream, with the silence behind it."""
+
+    tokens: Ids  # aligned [C, n]
+    entries: tuple[Entry, ...]
+    steps: tuple[int, ...]  # at which the entries begin, counted from the first frame
+
+    @property
+    def frames(self) -> int:
+        """n."""
+        return int(self.tokens.shape[1])
+
+
+def joined(heard: Sequence[Heard], codebooks: int) -> Heard:
+    """One after another."""
+    tokens: Ids = np.zeros((codebooks, 0), np.int64)
+    entries: tuple[Entry, ...] = ()
+    steps: tuple[int, ...] = ()
+    for each in heard:
+        steps += tuple(tokens.shape[1] + step for step in each.steps)
+        entries += each.entries
+        tokens = np.concatenate([tokens, each.tokens], axis=1)
+    return Heard(tokens, entries, steps)
 
 
 def build_prefix(

@@ -6,13 +6,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .boundary import BoundaryStream
-from .prefix import Prefix
+from .context import Replay
+from .prefix import Heard, Prefix
 from .runtime.runner import SlotSnapshot
 from .text.parser import ScriptReader
 from .text.state_machine import Entry
@@ -30,11 +32,12 @@ class Voice:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of a session's text."""
+    """A piece of a session's text, and what the stream is to hear before that."""
 
     entries: Sequence[Entry]
-    flush: bool
-    close: bool
+    flush: bool = False
+    close: bool = False
+    heard: Future[Heard] | None = None
 
 
 @dataclass(eq=False)
@@ -54,6 +57,7 @@ class Stream:
     first_audio_s: float | None = None
     dry_s: float = -math.inf  # when a listener will have played all that was sent; -inf: there is nobody listening yet
     heard_frames: int = 0  # sent since then
+    replay: Replay | None = None  # what is still to be fed before the next step
     audio: list[NDArray[np.float32]] = field(default_factory=list)  # decoded frames not yet sent
     sent_frames: int = 0
     reader: ScriptReader | None = None  # of a session, whose text comes while it is spoken
@@ -66,11 +70,20 @@ class Stream:
         self.cancelled = self.cancelled or reason
 
     def take_text(self) -> None:
-        """Hand what has come to the boundary stream. From the engine's thread."""
+        """Hand what has come to the boundary stream. From the engine's thread. Raises what hearing somebody raised.
+
+        What somebody else said waits until it is encoded and all that the stream had to say before is out, and what
+        came after it waits with it.
+        """
         if self.slot >= 0 and self.boundary.waits and self.dry_s < time.monotonic():
             self.dry_s, self.heard_frames = -math.inf, 0  # it is to be heard as soon as a new one
         while self.inbox:
+            heard = self.inbox[0].heard
+            if heard is not None and not (heard.done() and self.boundary.is_said):
+                return
             text = self.inbox.popleft()
+            if heard is not None:
+                self.boundary.hear(heard.result())
             self.boundary.append(text.entries)
             if text.flush:
                 self.boundary.flush()

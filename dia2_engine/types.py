@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,14 @@ class Request:
     top_k: int | None = None
     cfg_scale: float | None = None
     max_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class UserSpeech:
+    """What the other side of a session has said, as speaker 2."""
+
+    audio: NDArray[np.float32]  # [samples], mono at the codec's rate
+    words: Sequence[Any]  # {"text": ..., "start": ..., "end": ...} each, in seconds from the first sample
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -24,9 +24,9 @@ from typing import TypeVar
 from .config import EngineConfig
 from .engine import Engine
 from .errors import Cancelled, Dia2Error, InternalError, InvalidArgument, Unavailable
-from .stream import Stream
+from .stream import Stream, Text
 from .telemetry import Telemetry
-from .types import Event, Failed, Finished, Request
+from .types import Event, Failed, Finished, Request, UserSpeech
 from .voice.voice import NO_VOICE
 
 log = logging.getLogger(__name__)
@@ -90,31 +90,53 @@ class Worker:
         """
         return self._admit(self._checked(lambda: self.engine.parse(request)), sink, is_cancelled)
 
-    def open(self, request: Request, sink: Sink, is_cancelled: IsCancelled | None = None) -> Stream:
+    def prepare_sessions(self) -> None:
+        """Load what only sessions need, before the first one. Raises ConfigError, also where there can be none."""
+        self.engine.prepare_sessions()
+
+    def open(
+        self, request: Request, sink: Sink, is_cancelled: IsCancelled | None = None, *, user: UserSpeech | None = None
+    ) -> Stream:
         """Like `submit`, for a session: it begins with the request's text, which may be empty, and `say` adds more.
 
         It takes a slot when there are words enough to begin with, and keeps it, whether it speaks or waits for text.
         """
         stream = self._checked(lambda: self.engine.open(request))
-        if request.text:
-            text = self._checked(lambda: self.engine.read(stream, request.text))
-            stream.inbox.append(text)
-        return self._admit(stream, sink, is_cancelled)
+        pieces = self._checked(lambda: self.engine.read(stream, request.text, user=user))
+        stream.inbox.extend(pieces)
+        self._admit(stream, sink, is_cancelled)
+        self._watch_encoding(pieces)
+        return stream
 
-    def say(self, stream: Stream, text: str, *, flush: bool = False, close: bool = False) -> None:
+    def say(
+        self, stream: Stream, text: str, *, flush: bool = False, close: bool = False, user: UserSpeech | None = None
+    ) -> None:
         """More text for a session, which may end anywhere, in a word or a tag; from one thread at a time.
 
         flush: speak what is there to its end without waiting for the words behind it. close: no more text will come;
-        the session ends when all is spoken. Raises InvalidArgument, and then the piece changes nothing, or Cancelled
-        if the session has ended.
+        the session ends when all is spoken. user: what the other side has said before this text, and behind what came
+        before, which is spoken to its end. Raises InvalidArgument, and then the piece changes nothing, or Cancelled if
+        the session has ended.
         """
-        piece = self._checked(lambda: self.engine.read(stream, text, flush=flush, close=close))
+        pieces = self._checked(lambda: self.engine.read(stream, text, flush=flush, close=close, user=user))
         with self._wake:
             if stream not in self._open or stream.closed:
                 raise Cancelled("the session was closed" if stream.closed else "the session has ended")
             stream.text_s, stream.closed = time.monotonic(), close
-            stream.inbox.append(piece)
+            stream.inbox.extend(pieces)
             self._wake.notify_all()
+        self._watch_encoding(pieces)
+
+    def _watch_encoding(self, pieces: Iterable[Text]) -> None:
+        """Have the engine's thread look again when what a user said is encoded."""
+
+        def wake(_: object) -> None:
+            with self._wake:
+                self._wake.notify_all()
+
+        for piece in pieces:
+            if piece.heard is not None:
+                piece.heard.add_done_callback(wake)
 
     def _checked(self, read: Callable[[], _T]) -> _T:
         try:
@@ -144,6 +166,7 @@ class Worker:
             thread.join(max(0.0, end - time.monotonic()))
             if thread.is_alive():
                 log.warning("thread %s did not end within %.1f s", thread.name, deadline_s)
+        self.engine.close()
 
     def _end_streams(self) -> None:
         """Take no more streams, and cancel those that are open."""
@@ -184,13 +207,18 @@ class Worker:
     def _take_text(self) -> None:
         """Hand sessions what was said to them. One that may begin waits for a slot from then on."""
         for stream in [s for s in self._open if s.inbox]:
-            stream.take_text()
+            try:
+                stream.take_text()
+            except Exception as error:
+                log.exception("what a user said could not be encoded")
+                self.engine.fail(stream, InternalError(f"{type(error).__name__}: {error}"), self._emit)
+                continue
             if stream.slot >= 0 or stream in self._queued:
                 continue
             if stream.boundary.may_start:
                 self._queued.append(stream)
                 self._report()
-            elif stream.closed:
+            elif stream.closed and not stream.inbox:
                 self._emit(stream, Finished("stop", 0))  # without a word
 
     def _start(self, stream: Stream) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from dia2_engine import AudioChunk, Engine, EngineConfig, Event, Failed, Finished, Request, Telemetry
 from dia2_engine.stream import Stream
+from dia2_engine.types import UserSpeech
 
 VECTORS = Path(__file__).parent / "data" / "parity"
 LINE = "[S1] Hello there, how can I help you today?"
@@ -96,9 +98,14 @@ class Talk:
         for other in others:
             engine.start(other)
 
-    def say(self, text: str, *, flush: bool = False, close: bool = False) -> None:
-        self.stream.inbox.append(self.engine.read(self.stream, text, flush=flush, close=close))
-        self.stream.take_text()
+    def say(self, text: str, *, flush: bool = False, close: bool = False, user: UserSpeech | None = None) -> None:
+        self.stream.inbox.extend(self.engine.read(self.stream, text, flush=flush, close=close, user=user))
+        while self.stream.inbox:
+            waiting = len(self.stream.inbox)
+            self.stream.take_text()
+            if len(self.stream.inbox) == waiting:  # for an encoding, or for all that was said before to be out
+                wait([text.heard for text in self.stream.inbox if text.heard is not None])
+                self.run()
 
     def run(self, steps: int = 10_000) -> None:
         for _ in range(steps):

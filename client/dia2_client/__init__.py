@@ -14,7 +14,18 @@ from .errors import (
     Unavailable,
 )
 from .streams import Session, Stream
-from .types import Chunk, FinishReason, Options, SessionOptions, Speech, VoiceInfo, Word, pcm16
+from .types import (
+    Chunk,
+    FinishReason,
+    Options,
+    SessionOptions,
+    Speech,
+    TimedWord,
+    UserSpeech,
+    VoiceInfo,
+    Word,
+    pcm16,
+)
 
 __all__ = [
     "AsyncClient",
@@ -34,8 +45,10 @@ __all__ = [
     "SessionOptions",
     "Speech",
     "Stream",
+    "TimedWord",
     "Timeout",
     "Unavailable",
+    "UserSpeech",
     "VoiceInfo",
     "Word",
     "pcm16",

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from ._wire import FINAL_PARAMETER, build_piece, is_final
 from .errors import Dia2ClientError, ServerError, SessionEnded, from_message
-from .types import SessionOptions
+from .types import SessionOptions, UserSpeech
 
 # When it came, and what: a response, the error that ended the call, or None at its end.
 Arrival = tuple[float, service_pb2.ModelStreamInferResponse | Dia2ClientError | None]
@@ -56,7 +56,7 @@ class Ledger:
         # Without text: the answer to this request is the audio, so a text in it could not be acknowledged.
         self._opening_id = self._next("", options).id
 
-    def say(self, text: str, *, flush: bool = False, end: bool = False) -> Future[None]:
+    def say(self, text: str, *, flush: bool = False, end: bool = False, user: UserSpeech | None = None) -> Future[None]:
         """Sends a piece. The answer is the server's: taken, the error of this piece, or that of the whole session.
 
         Raises what `build_piece` raises; SessionEnded, or the error that ended the session, if it is over.
@@ -68,7 +68,7 @@ class Ledger:
                 raise _again(self._over)
             if self.closed:
                 raise SessionEnded("the session is closed and takes no more text")
-            request = self._next(text, SessionOptions(), flush=flush, end=end)
+            request = self._next(text, SessionOptions(), flush=flush, end=end, user=user)
             self._unanswered[request.id] = answer
             if end:
                 self._receive((time.monotonic(), _NO_AUDIO))  # from now on, silence is not for lack of text
@@ -134,9 +134,17 @@ class Ledger:
             self.parted.set_result(None)
 
     def _next(
-        self, text: str, options: SessionOptions, *, flush: bool = False, end: bool = False
+        self,
+        text: str,
+        options: SessionOptions,
+        *,
+        flush: bool = False,
+        end: bool = False,
+        user: UserSpeech | None = None,
     ) -> service_pb2.ModelInferRequest:
-        request = build_piece(text, options, self._sequence_id, self._sent, flush=flush, end=end, model=self._model)
+        request = build_piece(
+            text, options, self._sequence_id, self._sent, flush=flush, end=end, user=user, model=self._model
+        )
         self._sent += 1
         if end:
             self.closed, self._closing_id = True, request.id

@@ -15,7 +15,7 @@ from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
 from .errors import InvalidArgument, ServerError, from_message
-from .types import Chunk, FinishReason, Options, SessionOptions, VoiceInfo, Word
+from .types import Chunk, FinishReason, Options, SessionOptions, UserSpeech, VoiceInfo, Word
 
 MODEL = "dia2_stream"
 SESSION_MODEL = "dia2_session"
@@ -67,6 +67,7 @@ def build_piece(
     *,
     flush: bool = False,
     end: bool = False,
+    user: UserSpeech | None = None,
     model: str = SESSION_MODEL,
 ) -> service_pb2.ModelInferRequest:
     """The `number`th request of a session, from 0: the one that begins it, and has its options. Raises InvalidArgument.
@@ -77,6 +78,8 @@ def build_piece(
     request = _request(model, text, options, SessionOptions.__optional_keys__)
     if flush:
         _add_input(request, "FLUSH", "BOOL", struct.pack("<?", True))
+    if user is not None:
+        _add_user_speech(request, user)
     request.id = f"{sequence_id}-{number}"
     request.parameters["sequence_id"].string_param = sequence_id
     request.parameters["sequence_start"].bool_param = number == 0
@@ -181,8 +184,24 @@ def _string(option: str, value: str) -> bytes:
     return bytes(serialize_byte_tensor(np.array([data], object)).item())
 
 
-def _add_input(request: service_pb2.ModelInferRequest, name: str, triton_type: str, data: bytes) -> None:
-    request.inputs.add(name=name, datatype=triton_type, shape=[1])
+def _add_user_speech(request: service_pb2.ModelInferRequest, user: UserSpeech) -> None:
+    try:
+        audio = np.ascontiguousarray(user.audio, "<f4")
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"audio: not an array of numbers: {error}") from None
+    if audio.ndim != 1 or not audio.size:
+        raise InvalidArgument(f"audio: its shape is {list(audio.shape)}; allowed: mono samples, [n >= 1]")
+    if not user.words:
+        raise InvalidArgument("words: there are none; allowed: at least one")
+    words = [json.dumps({"text": word.text, "start": word.start_s, "end": word.end_s}).encode() for word in user.words]
+    _add_input(request, "USER_AUDIO", "FP32", audio.tobytes(), len(audio))
+    _add_input(request, "USER_WORDS", "BYTES", serialize_byte_tensor(np.array(words, object)).item(), len(words))
+
+
+def _add_input(
+    request: service_pb2.ModelInferRequest, name: str, triton_type: str, data: bytes, elements: int = 1
+) -> None:
+    request.inputs.add(name=name, datatype=triton_type, shape=[elements])
     request.raw_input_contents.append(data)
 
 

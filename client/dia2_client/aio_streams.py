@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from ._arrivals import Arrivals
 from ._ledger import PARTING_S, Arrival, Ledger
 from .errors import Cancelled, SessionEnded, from_call
-from .types import Chunk, SessionOptions, Transcript, Word
+from .types import Chunk, SessionOptions, TimedWord, Transcript, UserSpeech, Word
 
 if TYPE_CHECKING:
     from .aio import AsyncClient
@@ -132,6 +134,10 @@ class AsyncSession(AsyncIncoming, Transcript):
         """Has the text so far spoken to its end, without waiting for more. Raises what `send()` raises."""
         await self.send("", flush=True)
 
+    async def hear(self, audio: NDArray[np.float32], words: Sequence[TimedWord]) -> None:
+        """Gives the session what its user has said; see `Session.hear`, and raises what that raises."""
+        await self._wait("", user=UserSpeech(audio, words))
+
     async def close(self) -> None:
         """No more text. The audio of what was sent still comes. Raises what `send()` raises, but SessionEnded."""
         with suppress(SessionEnded):  # there is nothing left to close
@@ -145,9 +151,9 @@ class AsyncSession(AsyncIncoming, Transcript):
         self._cancel()
         return self.words if played_s is None else self.spoken(played_s)
 
-    async def _wait(self, text: str, *, flush: bool = False, end: bool = False) -> None:
+    async def _wait(self, text: str, *, flush: bool = False, end: bool = False, user: UserSpeech | None = None) -> None:
         self._check_begun()
-        answer: Future[None] = self._ledger.say(text, flush=flush, end=end)
+        answer: Future[None] = self._ledger.say(text, flush=flush, end=end, user=user)
         try:
             async with asyncio.timeout(self._client.timeout_s):
                 await asyncio.wrap_future(answer)

@@ -6,19 +6,21 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from ._arrivals import Arrivals
 from ._ledger import PARTING_S, Arrival, Ledger
 from .errors import SessionEnded, from_call
-from .types import Chunk, SessionOptions, Transcript, Word
+from .types import Chunk, SessionOptions, TimedWord, Transcript, UserSpeech, Word
 
 if TYPE_CHECKING:
     from .client import Client
@@ -131,6 +133,14 @@ class Session(Incoming, Transcript):
     def flush(self) -> None:
         """Has the text so far spoken to its end, without waiting for more. Raises what `send()` raises."""
         self.send("", flush=True)
+
+    def hear(self, audio: NDArray[np.float32], words: Sequence[TimedWord]) -> None:
+        """Gives the session what its user has said: `audio` [samples], mono at `sample_rate`, and its words, in order.
+
+        All text before is spoken to its end, as after a flush, and the text that follows answers the user. None of
+        `audio` is heard. Raises what `send()` raises; its InvalidArgument is about the recording.
+        """
+        self._wait(self._ledger.say("", user=UserSpeech(audio, words)))
 
     def close(self) -> None:
         """No more text. The audio of what was sent still comes. Raises what `send()` raises, but SessionEnded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -42,6 +43,23 @@ class Word:
 
     text: str
     start_s: float
+
+
+@dataclass(frozen=True)
+class TimedWord:
+    """A word that a session's user has said, with its times in the recording, in seconds."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class UserSpeech:
+    """What the other side of a session has said."""
+
+    audio: NDArray[np.float32]  # [samples], mono at the session's sample rate
+    words: Sequence[TimedWord]
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,10 @@ class ScriptReader:
         self.last_speaker = last_speaker
         self.rest = ""  # what may still grow: the last word, or a break that has begun
 
+    def is_followed_by(self, speaker: int) -> None:
+        """Somebody else speaks next, so the word behind that opens a line again."""
+        self._opens_line, self.last_speaker = True, speaker
+
     def read(self, text: str, *, to_its_end: bool = False) -> list[Entry]:
         """The entries that the text completes: a word ends at white space, at a break or, `to_its_end`, at the end."""
         text = self.rest + text.replace("\u2019", "'").replace(":", " ")

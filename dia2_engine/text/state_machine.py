@@ -9,7 +9,7 @@ nari-labs/dia2, itself after Kyutai's delayed-streams text-to-speech.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -99,6 +99,13 @@ class TextMachine:
             return TextStep(main, main, started)
         second = self.lookahead.popleft() if self.lookahead else self.tokens.pad
         return TextStep(main, second, started)
+
+    def insert(self, index: int, entries: Sequence[Entry]) -> None:
+        """Put entries in front of entry `index`. They may begin if what stands behind them may."""
+        self.entries.rotate(-index)
+        self.entries.extendleft(reversed(entries))
+        self.entries.rotate(index)
+        self.flushed += len(entries) if self.flushed else 0
 
     def flush(self) -> None:
         """Let all entries begin that there are now, without the words that they look ahead to."""

@@ -69,8 +69,9 @@ def plan_prefix(
     *,
     cooldown_frames: int = 0,
     fit: bool = True,
+    first_speaker: int = 1,
 ) -> PrefixPlan:
-    """Align one or two clips, each given as its timed words and its length in frames.
+    """Align clips of one speaker after the other, each given as its timed words and its length in frames.
 
     With `fit` (the default) a clip is followed by at least the silence its last word's pieces need, and the last
     one by `cooldown_frames` or more; without, frames are left as they are, which is the reference's plan.
@@ -79,8 +80,9 @@ def plan_prefix(
     steps: list[int] = []
     clip_frames: list[int] = []
     for index, (words, frames) in enumerate(clips):
-        clip_entries, clip_steps = align_words(words, encode, f"[S{index + 1}]", frame_rate)
-        offset = FIRST_CLIP_SHIFT_STEPS if index == 0 else sum(clip_frames)
+        speaker = first_speaker + index
+        clip_entries, clip_steps = align_words(words, encode, f"[S{speaker}]", frame_rate)
+        offset = FIRST_CLIP_SHIFT_STEPS if speaker == 1 else sum(clip_frames)
         clip_steps = [step + offset for step in clip_steps]
         entries += clip_entries
         steps += clip_steps

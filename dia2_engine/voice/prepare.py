@@ -27,6 +27,11 @@ class Preparation:
     codec_sha256: str = ""  # recorded as provenance, if given
 
     @property
+    def fade_samples(self) -> int:
+        """Of the fade at the end of each clip."""
+        return round(self.fade_ms * self.sample_rate / 1000)
+
+    @property
     def frame_rate(self) -> float:
         """Frames per second."""
         return self.sample_rate / self.frame_samples
@@ -53,8 +58,7 @@ def prepare_voice(source: VoiceSource, encode: Encode, encode_audio: EncodeAudio
         clip_frames = tuple(frames for _, frames in clips)
     else:
         plan = plan_prefix(clips, encode, how.frame_rate, cooldown_frames=how.cooldown_frames)
-        fade_samples = round(how.fade_ms * how.sample_rate / 1000)
-        parts = [faded(clip.audio, fade_samples) for clip in source.clips]
+        parts = [faded(clip.audio, how.fade_samples) for clip in source.clips]
         tokens = encode_audio(padded(parts, plan.clip_frames, how.frame_samples))
         clip_frames = plan.clip_frames
     provenance = {f"clip_{i + 1}_sha256": clip.sha256 for i, clip in enumerate(source.clips)}

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from ..config import EngineConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, InvalidArgument
 from ..model.checkpoint import CheckpointFiles
 from ..model.encoder import MimiEncoder
 from ..model.mimi import load_mimi_config
 from ..model.tokenizer import load_tokenizer
-from ..prefix import Prefix, build_prefix
+from ..prefix import Heard, Prefix, build_prefix
 from ..text.state_machine import INITIAL_PADDING_STEPS, MAX_PADDING_STEPS, TextMachine
-from .plan import PrefixPlan
+from ..types import UserSpeech
+from .plan import PrefixPlan, check_plan, plan_prefix, strip_control
 from .prepare import Preparation, align_voice, prepare_voice
-from .voice import NO_VOICE, PreparedVoice, VoiceSource, codec_sha256, load_prepared, load_voice_folder
+from .voice import (
+    NO_VOICE,
+    PreparedVoice,
+    VoiceSource,
+    codec_sha256,
+    faded,
+    load_prepared,
+    load_voice_folder,
+    padded,
+    parse_words,
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,43 @@ class Workshop:
     def prepare(self, source: VoiceSource) -> PreparedVoice:
         """Encode a voice's clips."""
         return prepare_voice(source, self.encode, self._encoder.encode, self._how)
+
+    def hear(self, speech: UserSpeech, most_frames: int) -> Callable[[], Heard]:
+        """Lay out what a session's user has said, with the cool-down of a voice; the result encodes it.
+
+        Raises InvalidArgument for what is no recording of its words, or takes more than `most_frames`.
+        """
+        audio, frame_samples = speech.audio, self._how.frame_samples
+        if audio.ndim != 1 or not len(audio) or not np.isfinite(audio).all():
+            raise InvalidArgument("USER_AUDIO must be samples [n >= 1], all of them finite")
+        frames = math.ceil(len(audio) / frame_samples)
+        try:
+            words = parse_words("the list", speech.words)
+            if words[-1].start * self.sample_rate >= len(audio):
+                last, seconds = words[-1], len(audio) / self.sample_rate
+                raise InvalidArgument(
+                    f"USER_WORDS has {last.text!r} at {last.start:g} s, and USER_AUDIO lasts {seconds:g} s"
+                )
+            plan = plan_prefix(
+                [(words, frames)],
+                self.encode,
+                self.frame_rate,
+                cooldown_frames=self._how.cooldown_frames,
+                first_speaker=2,
+            )
+            plan = strip_control(plan, self.machine.tokens)
+            check_plan(plan, self.machine, plan.frames)
+        except ConfigError as error:
+            raise InvalidArgument(f"USER_WORDS: {error}") from None
+        if plan.frames > most_frames:
+            asked_s, most_s = plan.frames / self.frame_rate, most_frames / self.frame_rate
+            raise InvalidArgument(f"USER_AUDIO takes {asked_s:.1f} s with the pause behind it; allowed: {most_s:.1f} s")
+        whole = padded([faded(audio, self._how.fade_samples)], plan.clip_frames, frame_samples)
+        return lambda: Heard(self._encoder.encode(whole), plan.entries, plan.new_word_steps)
+
+    def load_encoder(self) -> None:
+        """Ahead of the first encoding, which would take seconds. Raises ConfigError."""
+        _ = self._encoder
 
     def load(self, path: Path) -> PreparedVoice:
         """A voice from its folder (encoded now) or its prepared file."""

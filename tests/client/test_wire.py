@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from dia2_client import InvalidArgument, Options, ServerError, SessionOptions, Word
+from dia2_client import InvalidArgument, Options, ServerError, SessionOptions, TimedWord, UserSpeech, Word
 from dia2_client._wire import build_piece, build_request, read_reply, read_sample_rate
 from tritonclient.grpc import _utils as grpc_utils
 from tritonclient.grpc import service_pb2
+from tritonclient.utils import deserialize_bytes_tensor
 
 from .peer import response
 
@@ -121,6 +122,36 @@ def test_a_piece_on_the_wire() -> None:
     ]
     assert list(request.raw_input_contents) == [b"\x04\x00\x00\x00" + "Zoë".encode(), b"\x01"]
     assert [output.name for output in request.outputs] == ["AUDIO", "WORDS"]
+
+
+def test_what_a_user_has_said_on_the_wire() -> None:
+    user = UserSpeech(np.array([0.5, -1.0]), [TimedWord("Yes.", 0.1, 0.4), TimedWord("No.", 0.5, 0.75)])
+    request = build_piece("", SessionOptions(), "abc", 3, user=user)
+    assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in request.inputs] == [
+        ("TEXT", "BYTES", [1]),
+        ("USER_AUDIO", "FP32", [2]),
+        ("USER_WORDS", "BYTES", [2]),
+    ]
+    _, audio, words = request.raw_input_contents
+    assert np.frombuffer(audio, "<f4").tolist() == [0.5, -1.0]
+    assert [json.loads(word) for word in deserialize_bytes_tensor(words)] == [
+        {"text": "Yes.", "start": 0.1, "end": 0.4},
+        {"text": "No.", "start": 0.5, "end": 0.75},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("audio", "words", "message"),
+    [
+        (np.zeros((2, 9)), [TimedWord("Yes.", 0, 1)], r"audio: its shape is \[2, 9\]"),
+        (np.zeros(0), [TimedWord("Yes.", 0, 1)], r"audio: its shape is \[0\]"),
+        (["x"], [TimedWord("Yes.", 0, 1)], "audio: not an array of numbers"),
+        (np.zeros(9), [], "words: there are none"),
+    ],
+)
+def test_what_cannot_be_a_users_speech_is_not_sent(audio: Any, words: list[TimedWord], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        build_piece("", SessionOptions(), "abc", 3, user=UserSpeech(audio, words))
 
 
 def test_a_piece_without_anything_still_has_a_text() -> None:

@@ -25,7 +25,11 @@ TYPES: dict[str, tuple[str, Any]] = {
     "CFG_SCALE": ("FP32", np.float32),
     "MAX_SECONDS": ("FP32", np.float32),
 }
-SESSION_TYPES = {name: kind for name, kind in TYPES.items() if name != "MAX_SECONDS"} | {"FLUSH": ("BOOL", np.bool_)}
+SESSION_TYPES = {name: kind for name, kind in TYPES.items() if name != "MAX_SECONDS"} | {
+    "FLUSH": ("BOOL", np.bool_),
+    "USER_AUDIO": ("FP32", np.float32),
+    "USER_WORDS": ("BYTES", np.object_),
+}
 
 
 def tensor(name: str, value: Any, triton_type: str | None = None) -> InferInput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import uuid
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dia2_client import Client
+from dia2_client import AsyncClient, Client, InvalidArgument, TimedWord
 from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput, InferResult
 
@@ -257,6 +258,30 @@ def test_a_full_server_refuses_a_session(sessions: Server) -> None:
     assert Session(sessions.grpc_url, LINE).wait().startswith("UNAVAILABLE: ")
     for session in open_ones:
         session.cancel()
+    sessions.settle(live_streams=0, queued_streams=0)
+
+
+def test_the_user_is_heard_between_turns(server: Server, sessions: Server) -> None:
+    """It changes what comes behind it, is not heard itself, and is refused where it is no recording of its words."""
+    with Client(server.grpc_url) as client:
+        user = client.say("[S1] Yes, please do so.", voice="ben", seed=1)
+    words = [TimedWord(word.text, word.start_s, word.start_s + 0.1) for word in user.words]
+
+    async def talk(*, hears: bool) -> tuple[NDArray[np.float32], list[str]]:
+        async with AsyncClient(sessions.grpc_url) as client, client.session(voice="anna", seed=SEED) as session:
+            await session.send("Shall I do it now?", flush=True)
+            if hears:
+                await session.hear(user.audio, words)
+                with pytest.raises(InvalidArgument, match="USER_AUDIO takes"):
+                    await session.hear(np.zeros(24_000 * 60, np.float32), words)
+            await session.send("Done. Anything else?", flush=True)
+            await session.close()
+            audio = [chunk.audio async for chunk in session]
+            return np.concatenate(audio), [word.text for word in session.words]
+
+    (alone, said), (answer, answered) = (asyncio.run(talk(hears=hears)) for hears in (False, True))
+    assert said == answered == ["Shall", "I", "do", "it", "now?", "Done.", "Anything", "else?"]
+    assert not np.array_equal(alone, answer)
     sessions.settle(live_streams=0, queued_streams=0)
 
 

@@ -9,12 +9,9 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dia2_engine.boundary import (
-    BoundaryStream,
-    StreamLimits,
-    steps_needed,
-)
+from dia2_engine.boundary import BoundaryStream
 from dia2_engine.config import Boundary
+from dia2_engine.context import StreamLimits, steps_needed
 from dia2_engine.grid import UNFILLED, Ids
 from dia2_engine.prefix import Prefix, build_prefix
 from dia2_engine.text.parser import parse_script

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dia2_engine.boundary import BoundaryStream, StreamLimits, carried_room
+from dia2_engine.boundary import BoundaryStream
+from dia2_engine.context import StreamLimits, carried_room
 from dia2_engine.grid import Ids
+from dia2_engine.prefix import Heard
 from dia2_engine.text.parser import ScriptReader, parse_script
+from dia2_engine.text.state_machine import Entry
 
 from .test_boundary import (
     BOS,
@@ -47,7 +50,7 @@ def open_stream(deployment: Setting, *, kick: bool = True, script: str | None = 
         prefix=deployment.prefix,
         boundary="seamless",
         kick=kick,
-        limits=StreamLimits(CONTEXT, MANY, TAIL, min(room, 60)),
+        limits=StreamLimits(CONTEXT, MANY, TAIL, min(room, 60), room),
         fresh=machine(deployment.lookahead),
     )
 
@@ -65,6 +68,9 @@ class Session:
     fed: dict[int, list[int]] = field(default_factory=dict)  # what stands in the KV cache, by position
     frames: list[list[int]] = field(default_factory=list)  # emitted
     words: list[str] = field(default_factory=list)
+    decoded: list[list[int]] = field(default_factory=list)  # by the codec: what is emitted and what is heard of others
+    decoded_before: int = 0  # this context
+    heard: Heard | None = None  # last
 
     def say(self, text: str, *, flush: bool = False, close: bool = False) -> None:
         self.stream.append(self.reader.read(text, to_its_end=flush or close))
@@ -72,6 +78,17 @@ class Session:
             self.stream.flush()
         if close:
             self.stream.close()
+
+    def hear(self, frames: int, words: int) -> None:
+        """Somebody else speaks, as soon as all that the session has to say is out."""
+        self.say("", flush=True)
+        self.run()
+        assert self.stream.is_said
+        shape = len(self.stream.grid.delays), frames
+        tokens = np.random.default_rng([self.seed, frames]).integers(0, CODEC_VOCAB, shape)
+        entries = tuple(Entry((TOKENS.spk2, 40 + word, 41 + word), f"their{word}", 2) for word in range(words))
+        self.heard = Heard(tokens, entries, tuple(5 * word + 1 for word in range(words)))
+        self.stream.hear(self.heard)
 
     def run(self, steps: int = MANY) -> None:
         """Steps until it waits or ends, or so many."""
@@ -88,10 +105,23 @@ class Session:
             replay = self.stream.turn()
             if replay.from_voice:
                 self.contexts += 1
+                self.decoded_before = len(self.decoded)
                 prefix = self.stream._prefix
                 self.fed = dict(enumerate(prefix.columns.tolist() if prefix else []))
             assert replay.start <= len(self.fed), "a hole in the cache"
             self._feed(replay.start, replay.columns)
+            self.decoded += replay.heard.T.tolist()
+            if replay.heard.shape[1]:
+                self._check_heard()
+
+    def _check_heard(self) -> None:
+        """The model has read, behind what was said, what was heard: its words, each at its own step."""
+        assert self.heard is not None
+        first = (self.stream.first_frame or 0) + self.stream.frames_out - self.heard.frames
+        main = [self.fed[position][0] if position in self.fed else -1 for position in range(CONTEXT)]
+        for entry, step in zip(self.heard.entries, self.heard.steps, strict=True):
+            start = first + step + (1 if self.stream.machine.lookahead_words else 2)
+            assert main[start : start + len(entry.tokens)] == list(entry.tokens)
 
     def _feed(self, start: int, columns: Ids) -> None:
         for position, column in enumerate(columns.tolist(), start):
@@ -121,6 +151,7 @@ class Session:
             frame = stream.grid.frame(index)
             assert ((frame >= 0) & (frame < CODEC_VOCAB)).all()
             self.frames.append(frame.tolist())
+            self.decoded.append(frame.tolist())
         offset = stream.first_frame or 0
         while stream.words and stream.words[0][1] - offset < len(self.frames):
             self.words.append(stream.words.popleft()[0])
@@ -205,6 +236,33 @@ def test_any_order_of_pieces_flushes_and_steps_speaks_every_word_once(
     assert session.words == words
     if words:
         assert session.stream.end == "stop"
+
+
+HEARD = st.tuples(st.integers(0, 4), st.integers(0, 30))  # words, and frames of silence behind them
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    deployments(), st.lists(st.tuples(SCRIPTS.map(lambda script: script[:60]), HEARD), max_size=6), st.integers(0, 99)
+)
+def test_others_are_heard_between_turns(
+    deployment: Setting, turns: Sequence[tuple[str, tuple[int, int]]], seed: int
+) -> None:
+    """What they say is in the model's and the codec's past like a voice's prefix, and none of it is emitted."""
+    session, said = Session(open_stream(deployment), seed), []
+    for text, (words, silence) in turns:
+        session.hear(5 * words + silence + 3, words)
+        session.say(text, flush=True)
+        said += spoken_words(text)
+        session.run()
+        assert session.words == said
+        past = session.decoded[session.decoded_before :]
+        end = (session.stream.first_frame or 0) + session.stream.frames_out
+        assert [session.stream.grid.frame(frame).tolist() for frame in range(end - len(past), end)] == past
+    session.say("", close=True)
+    session.run()
+    assert session.words == said
+    assert session.stream.end == "stop" or not session.started
 
 
 def said_words(said: Sequence[str], pieces: Sequence[tuple[str, str, int]]) -> list[str]:

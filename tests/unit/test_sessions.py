@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from dia2_engine import AudioChunk, Cancelled, Engine, Event, Failed, Finished, InvalidArgument, Request, Worker
+from dia2_engine.audio.io import load_clip
+from dia2_engine.errors import ConfigError
 from dia2_engine.grid import Ids
-from tests.support import LINE, Collector, Talk, audio_of, make_config, make_engine, speak, words_of, write_voices
+from dia2_engine.prefix import build_prefix
+from dia2_engine.stream import Voice
+from dia2_engine.types import UserSpeech
+from tests.support import (
+    LINE,
+    VECTORS,
+    Collector,
+    Talk,
+    audio_of,
+    make_config,
+    make_engine,
+    speak,
+    words_of,
+    write_voices,
+)
 
 WAIT_S = 60.0
 CONTEXT = 180
@@ -125,6 +143,110 @@ def test_the_codec_hears_every_frame_once_across_contexts_and_flushes(
     whole = decode([1], codes[None])[0][engine.voices["solo"].prefix.frames * engine.frame_samples :]
     np.testing.assert_allclose(audio_of(talk.events), whole, atol=1e-3)
     assert len(talk.stream.boundary._begun) < CONTEXT, "what a session remembers does not grow with its length"
+
+
+def user_speech(variant: str = "small") -> UserSpeech:
+    """What speaker 2 of the golden clips says."""
+    words = json.loads((VECTORS / variant / "prefix_words.json").read_text("utf-8"))["prefix_s2.wav"]
+    return UserSpeech(load_clip(VECTORS / variant / "prefix_s2.wav", 24_000), words)
+
+
+def test_a_user_is_heard_like_the_second_speaker_of_a_voice(engine: Engine, tmp_path: Path) -> None:
+    """A session behind one clip, whose user then speaks the other, is the request behind both: the same samples."""
+    variant = Path(engine.config.checkpoint).parent.name
+    user = user_speech(variant)
+    talk = Talk(engine, voice="solo")
+    talk.say(LINE, close=True, user=user)
+    talk.run()
+    solo, heard = engine.voices["solo"].prefix, engine.workshop.hear(user, 1000)()
+    tokens = np.concatenate([solo.tokens, heard.tokens], axis=1)
+    plan = engine.workshop.lay_out(engine.workshop.load(Path(engine.config.voices) / "solo")).plan
+    machine = engine.workshop.machine.copy()
+    machine.entries.extend([*plan.entries, *heard.entries])
+    steps = [*plan.new_word_steps, *(solo.frames + step for step in heard.steps)]
+    model = engine.model_config
+    prefix = build_prefix(machine, tokens, steps, model.delays, model.audio_bos)
+    engine.runner.open(0, prefix.frames)
+    engine.runner.restore(0, None)
+    engine.runner.extend(0, prefix.columns, 0)
+    engine.runner.decode([0], tokens[None])
+    both = Voice("both", prefix, engine.runner.snapshot(0, prefix.cut, codec=True))
+    engine.runner.close(0)
+    engine.voices["both"] = both
+    try:
+        _, events = speak(engine, Request(LINE, voice="both", seed=1))
+    finally:
+        del engine.voices["both"]
+    assert talk.events[-1] == events[-1]
+    assert words_of(talk.events) == words_of(events)
+    np.testing.assert_allclose(audio_of(talk.events), audio_of(events), atol=1e-4)
+
+
+def test_a_user_is_heard_between_turns_and_before_the_first(engine: Engine) -> None:
+    """Their words are not the session's, and what comes behind them begins at once, without a gap in the samples."""
+    user = user_speech(Path(engine.config.checkpoint).parent.name)
+    talk = Talk(engine, voice="solo")
+    for _ in range(3):
+        talk.say("Hello there, how are you? ", user=user)
+        talk.run()
+    talk.say("", close=True)
+    talk.run()
+    assert [text for text, _ in words_of(talk.events)] == ["Hello", "there,", "how", "are", "you?"] * 3
+    assert talk.events[-1] == Finished("stop", len(audio_of(talk.events)) // engine.frame_samples)
+    starts = [start for _, start in words_of(talk.events)]
+    assert starts == sorted(starts)
+    assert starts[0] == 0.0
+
+
+USER_WORDS = [{"text": "Yes.", "start": 0.1, "end": 0.4}]
+
+
+@pytest.mark.parametrize(
+    ("audio", "words", "message"),
+    [
+        ([], USER_WORDS, "USER_AUDIO must be samples"),
+        ([float("nan")] * 9000, USER_WORDS, "USER_AUDIO must be samples"),
+        ([0.0] * 9000, [], "USER_WORDS: the list needs 'words'"),
+        ([0.0] * 9000, [{"text": "Yes."}], r"USER_WORDS: the list: words\[0\] is"),
+        ([0.0] * 9000, ["Yes."], r"USER_WORDS: the list: words\[0\] is 'Yes.'"),
+        ([0.0] * 2000, USER_WORDS, "USER_WORDS has 'Yes.' at 0.1 s, and USER_AUDIO lasts 0.0833333 s"),
+        ([0.0] * 24_000 * 60, USER_WORDS, r"USER_AUDIO takes 60.5 s with the pause behind it; allowed: \d+.\d s"),
+    ],
+)
+def test_what_is_no_recording_of_its_words_is_refused(
+    worker: Worker, audio: list[float], words: list[Any], message: str
+) -> None:
+    sink = Heard()
+    session = worker.open(Request("Hello ", seed=3), sink)
+    with pytest.raises(InvalidArgument, match=message):
+        worker.say(session, "not this, ", user=UserSpeech(np.array(audio, np.float32), words))
+    worker.say(session, "there, friend.", close=True)
+    sink.wait()
+    assert [text for text, _ in words_of(sink.events)] == ["Hello", "there,", "friend."]
+
+
+def test_a_user_may_speak_first_and_more_than_once(worker: Worker) -> None:
+    sink, user = Heard(), user_speech()
+    session = worker.open(Request("Hello there, friend.", seed=3), sink, user=user)
+    worker.say(session, "Bye now.", user=user)
+    worker.say(session, "", close=True, user=user)
+    assert isinstance(sink.wait()[-1], Finished)
+    assert [text for text, _ in words_of(sink.events)] == ["Hello", "there,", "friend.", "Bye", "now."]
+
+
+def test_more_that_users_say_waits_only_so_long(worker: Worker) -> None:
+    session, user = worker.open(Request("Hello there, friend. " * 20, seed=3), Heard()), user_speech()
+    for _ in range(4):
+        worker.say(session, "", user=user)
+    with pytest.raises(InvalidArgument, match="USER_AUDIO came while 4 others wait for their turn; allowed: at most 4"):
+        worker.say(session, "", user=user)
+    session.cancel()
+
+
+def test_a_server_that_cannot_have_sessions_says_so_at_once() -> None:
+    engine = make_engine(carry_over_s=0.0)
+    with pytest.raises(ConfigError, match="carry_over_s is 0; sessions need"):
+        engine.prepare_sessions()
 
 
 # ---- through the threads

@@ -19,7 +19,7 @@ import triton_python_backend_utils as pb_utils
 from dia2_engine.config import EngineConfig
 from dia2_engine.errors import Cancelled, Dia2Error, InternalError, InvalidArgument
 from dia2_engine.stream import Stream
-from dia2_engine.types import Failed, Request
+from dia2_engine.types import Failed, Request, UserSpeech
 from dia2_engine.worker import Worker
 
 from .metrics import Metrics
@@ -41,7 +41,10 @@ class TritonPythonModel:
         self._max_text_bytes = 4 * config.max_text_chars  # no UTF-8 character is longer than 4 bytes
         self._ids = itertools.count(1)  # ours: a client's request id may repeat and must never be a key
         self._worker = Worker(config, Metrics(args["model_instance_name"]))
-        self._serve = self._serve_piece if "sequence_batching" in model else self._serve_text
+        self._serve = self._serve_text
+        if "sequence_batching" in model:
+            self._serve = self._serve_piece
+            self._worker.prepare_sessions()
         self._sessions: dict[str | int, tuple[Stream, Reply]] = {}  # those that may get more text, by sequence id
 
     def execute(self, requests: list[Any]) -> None:
@@ -86,7 +89,7 @@ class TritonPythonModel:
         if reply.asks_for_voices:
             reply.tell_voices(self._worker.voices, self._worker.default_voice)
             return
-        stream = self._worker.open(self._request(request), reply, reply.is_cancelled)
+        stream = self._worker.open(self._request(request), reply, reply.is_cancelled, user=_user_speech(request))
         if flush or end:
             self._worker.say(stream, "", flush=bool(flush), close=bool(end))
         if not end:
@@ -103,7 +106,8 @@ class TritonPythonModel:
             raise over
         try:
             try:
-                self._worker.say(stream, self._piece(request), flush=bool(flush), close=bool(end))
+                text, user = self._piece(request), _user_speech(request)
+                self._worker.say(stream, text, flush=bool(flush), close=bool(end), user=user)
             except InvalidArgument:
                 if end:  # nothing more can come, so what there is gets spoken
                     self._worker.say(stream, "", close=True)
@@ -126,6 +130,18 @@ class TritonPythonModel:
 def _scalar(request: Any, name: str) -> Any:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy().item()
+
+
+def _user_speech(request: Any) -> UserSpeech | None:
+    audio, words = (pb_utils.get_input_tensor_by_name(request, name) for name in ("USER_AUDIO", "USER_WORDS"))
+    if (audio is None) != (words is None):
+        raise InvalidArgument(f"{'USER_AUDIO' if audio is None else 'USER_WORDS'} is missing; the two come together")
+    if audio is None or words is None:
+        return None
+    try:
+        return UserSpeech(audio.as_numpy().copy(), [json.loads(word) for word in words.as_numpy()])
+    except ValueError as error:
+        raise InvalidArgument(f"USER_WORDS is not one JSON object for each word ({error})") from None
 
 
 def _text(request: Any, name: str, limit_bytes: int) -> str | None:
