@@ -34,7 +34,7 @@ def whole(words: Sequence[Word], seconds: float) -> list[Character]:
     ends_s = [*(word.start_s for word in words[1:]), seconds]
     return [
         character
-        for word, end_s in zip(words, ends_s, strict=True)
+        for word, end_s in zip(words, ends_s, strict=False)
         for character in _spread(f"{word.text} ", _ms(word.start_s), _ms(end_s))
     ]
 
