@@ -12,7 +12,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-disable_created_metrics()  # a series beside each counter, with the time when it was made
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter, with the time when it was made
 
 FIRST_AUDIO_BUCKETS_S = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 

@@ -49,7 +49,7 @@ class Conversation:
         self._idle_timeout_s = idle_timeout_s
         self._start: Start | None = None  # of the next utterance
         self._turn: Turn | None = None  # the live utterance
-        self._task: asyncio.Task[None] | None = None  # that speaks it, or still leaves the one before
+        self._task: asyncio.Task[None] | None = None  # that speaks it
         self._skipping = False  # what comes next was meant for an utterance that has ended early
 
     async def run(self) -> None:
@@ -121,7 +121,7 @@ class Conversation:
         turn.add(text, close=close)
         self._start = None
         self._turn = turn
-        self._task = self._tasks.create_task(self._speak(turn, self._task))
+        self._task = self._tasks.create_task(self._speak(turn))
 
     async def _cancel(self, fields: Fields) -> None:
         played_s = fields.number("played_s")
@@ -138,12 +138,10 @@ class Conversation:
                 assert self._task is not None
                 self._task.cancel()
 
-    async def _speak(self, turn: Turn, before: asyncio.Task[None] | None) -> None:
-        """Tells all of one utterance; the last event says how it ended."""
+    async def _speak(self, turn: Turn) -> None:
+        """Tells all of one utterance. The last event says how it ended, and that its place is free again."""
         utterance = turn.utterance
         try:
-            if before is not None:
-                await asyncio.wait([before])  # its place may be the one that we need
             async with utterance:
                 turn.entered = True
                 await self._tell(self._started(turn))
@@ -152,12 +150,12 @@ class Conversation:
                     await self._hear(turn)
                 finally:
                     writing.cancel()
-                if turn.cancelled:
-                    words = utterance.words if turn.played_s is None else utterance.spoken(turn.played_s)
-                    await self._end(turn, _cancelled(words, utterance.seconds))
-                else:
-                    reason = utterance.finish_reason or "stop"
-                    await self._end(turn, {"type": "done", "reason": reason, "seconds": utterance.seconds})
+            if turn.cancelled:
+                words = utterance.words if turn.played_s is None else utterance.spoken(turn.played_s)
+                await self._end(turn, _cancelled(words, utterance.seconds))
+            else:
+                reason = utterance.finish_reason or "stop"
+                await self._end(turn, {"type": "done", "reason": reason, "seconds": utterance.seconds})
         except ApiError as error:
             await self._end(turn, _error(error, utterance.id))
         except asyncio.CancelledError:

@@ -100,8 +100,10 @@ class Utterance(AsyncIterator[Chunk]):
                 await _tell(session, piece)
             except Dia2ClientError as error:
                 refusal = from_client(error)
-                if isinstance(refusal, BadRequest) and refusal.field == "text" and not self._cancelled:
-                    self._pieces = self._pieces[:-1]  # it alone was refused, and is the last if they are still kept
+                if self._cancelled:
+                    raise refusal from None
+                if isinstance(refusal, BadRequest) and refusal.field == "text":  # it alone was refused
+                    self._pieces = self._pieces[:-1]  # where they are still kept, it is the last
                     self._closed = close
                     raise refusal from None
                 await self._recover(session, error)

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ LONG = " ".join(["This goes on and on, and it does not end before somebody stops
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What came over HTTP."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """In OpenAI's shape."""
+        return dict(json.loads(self.body)["error"])
+
+
+@dataclass(frozen=True)
 class Gateway:
     """A gateway that is up."""
 
@@ -34,18 +49,26 @@ class Gateway:
     process: subprocess.Popen[bytes]
     log_file: Path
 
-    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
-        """Status and body."""
-        request = urllib.request.Request(self.url + path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+    def call(self, path: str, body: Any = None, **headers: str) -> Answer:
+        """GET, or POST of a body as JSON; `_` in the names of headers stands for `-`."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, named)
         try:
             with urllib.request.urlopen(request, timeout=SETTLE_S) as answer:
-                return answer.status, answer.read()
+                return Answer(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
-            return error.code, error.read()
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+    def speak(self, text: str, **headers: str) -> Answer:
+        """PCM over HTTP."""
+        body = {"model": "dia2", "input": text, "response_format": "pcm", "seed": SEED}
+        return self.call("/v1/audio/speech", body, **headers)
 
     def metrics(self) -> dict[str, float]:
         """Gauges and counters by name, without the `dia2_gateway_` prefix; those with labels as `name{label="..."}`."""
-        lines = self.get("/metrics")[1].decode().splitlines()
+        lines = self.call("/metrics").body.decode().splitlines()
         values = (line.removeprefix("dia2_gateway_").rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in values}
 

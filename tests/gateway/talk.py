@@ -83,8 +83,8 @@ class Talk:
 
 
 @asynccontextmanager
-async def talking(ws_url: str, **options: Any) -> AsyncIterator[Talk]:
-    async with connect(ws_url + "/v1/stream", compression=None, **options) as socket:
+async def talking(ws_url: str, query: str = "", **options: Any) -> AsyncIterator[Talk]:
+    async with connect(f"{ws_url}/v1/stream{query}", compression=None, **options) as socket:
         yield Talk(socket)
 
 
