@@ -23,7 +23,7 @@ from . import shapes
 from .contexts import Context, Manner
 from .handshake import greet
 from .socket import Gone, Socket
-from .wanted import check_manner, flag, read
+from .wanted import check_manner, read
 
 MAX_CONTEXTS = 5  # open at the same time, as with ElevenLabs
 
@@ -76,7 +76,7 @@ class _Conversation:
 
     async def _listen(self, tasks: asyncio.TaskGroup, message: Fields) -> None:
         """Follows what the caller says until there is no more of it. Raises ApiError and Gone."""
-        while not flag(message, "close_socket"):
+        while not message.boolean("close_socket"):
             self._follow(tasks, message)
             while True:
                 try:
@@ -92,7 +92,7 @@ class _Conversation:
         if context_id is None:
             context_id = message.text("contextId")
         try:
-            if flag(message, "close_context"):
+            if message.boolean("close_context"):
                 self._close(context_id)
             else:
                 self._say(tasks, context_id, message)
@@ -101,7 +101,7 @@ class _Conversation:
 
     def _say(self, tasks: asyncio.TaskGroup, context_id: str | None, message: Fields) -> None:
         check_manner(message)
-        text, flush = message.text("text"), flag(message, "flush")
+        text, flush = message.text("text"), message.boolean("flush") or False
         if text is None and not flush:
             raise BadRequest("text is required", field="text")
         context = self._open.get(context_id)

@@ -17,7 +17,7 @@ from . import shapes
 from .contexts import Context
 from .handshake import greet
 from .socket import Gone, Socket
-from .wanted import check_manner, flag, read
+from .wanted import check_manner, read
 
 
 async def stream_input(websocket: WebSocket) -> None:
@@ -68,7 +68,7 @@ async def _listen(socket: Socket, context: Context, message: Fields) -> None:
 def _tell(context: Context, message: Fields) -> bool:
     """Passes a message on; whether more may follow. Raises BadRequest."""
     check_manner(message)
-    text, flush = message.text("text"), flag(message, "flush")
+    text, flush = message.text("text"), message.boolean("flush") or False
     if text is None and not flush:
         raise BadRequest("text is required", field="text")
     if text == "":

@@ -20,7 +20,8 @@ from ..speech import Speech
 DEFAULT_FORMAT = "mp3_44100_128"  # ElevenLabs', as the next two
 DEFAULT_INACTIVITY_S = 20
 MAX_INACTIVITY_S = 180
-SCHEDULE = range(50, 501)  # characters in an item of chunk_length_schedule
+SCHEDULE = "generation_config.chunk_length_schedule"
+NORMALIZATION = "apply_text_normalization"
 NORMALIZATIONS = ("auto", "on", "off")
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
@@ -43,7 +44,7 @@ class SpeechRequest:
         fields = read(body)
         check_manner(fields)
         check_language(fields.text("language_code"))
-        check_normalization(fields.text("apply_text_normalization"))
+        fields.choice(NORMALIZATION, NORMALIZATIONS)
         return cls(
             text=fields.required_text("text"),
             options=SessionOptions(
@@ -69,7 +70,7 @@ class StreamOptions:
     def from_query(cls, query: Mapping[str, str]) -> Self:
         """Raises BadRequest for the first parameter that is wrong."""
         check_language(query.get("language_code"))
-        check_normalization(query.get("apply_text_normalization"))
+        Fields(query).choice(NORMALIZATION, NORMALIZATIONS)
         seed, inactivity_s = _whole(query, "seed"), _whole(query, "inactivity_timeout")
         if inactivity_s is not None and not 1 <= inactivity_s <= MAX_INACTIVITY_S:
             raise refused("inactivity_timeout", inactivity_s, f"1 to {MAX_INACTIVITY_S} seconds")
@@ -96,28 +97,19 @@ def check_voice(speech: Speech, voice_id: str) -> None:
 
 def check_manner(fields: Fields) -> None:
     """How it is to be spoken: right in form, and nothing that would be heard. Raises BadRequest."""
-    settings = _table(fields, "voice_settings")
+    settings = _nested(fields, "voice_settings")
     for name in ("stability", "similarity_boost", "style"):
-        settings.number(name)
-    if settings.get("use_speaker_boost") not in (None, True, False):
-        raise refused("voice_settings.use_speaker_boost", settings.get("use_speaker_boost"), "true or false")
-    speed = settings.number("speed")
+        settings.number(f"voice_settings.{name}")
+    settings.boolean("voice_settings.use_speaker_boost")
+    speed = settings.number("voice_settings.speed")
     if speed not in (None, 1):
         raise refused("voice_settings.speed", speed, "1.0; the model speaks at its own pace")
-    schedule = _table(fields, "generation_config").get("chunk_length_schedule")
-    if schedule is not None and not (isinstance(schedule, list) and all(item in SCHEDULE for item in schedule)):
-        raise refused("generation_config.chunk_length_schedule", schedule, "a list of whole numbers of 50 to 500")
+    schedule = _nested(fields, "generation_config").get(SCHEDULE)
+    if schedule is not None and not (isinstance(schedule, list) and all(map(_is_scheduled, schedule))):
+        raise refused(SCHEDULE, schedule, "a list of numbers of 50 to 500")
     if fields.get("pronunciation_dictionary_locators"):
         value = fields.get("pronunciation_dictionary_locators")
         raise refused("pronunciation_dictionary_locators", value, "none; there are no dictionaries")
-
-
-def flag(fields: Fields, name: str) -> bool:
-    """A field that is false unless it is there."""
-    value = fields.get(name)
-    if value not in (None, True, False):
-        raise refused(name, value, "true or false")
-    return bool(value)
 
 
 def check_language(code: str | None) -> None:
@@ -125,16 +117,16 @@ def check_language(code: str | None) -> None:
         raise refused("language_code", code, "en; the model speaks English")
 
 
-def check_normalization(value: str | None) -> None:
-    if value is not None and value not in NORMALIZATIONS:
-        raise refused("apply_text_normalization", value, ", ".join(NORMALIZATIONS))
-
-
-def _table(fields: Fields, name: str) -> Fields:
+def _nested(fields: Fields, name: str) -> Fields:
+    """The fields of an object, by their full names."""
     value: Any = fields.get(name)
     if value is not None and not isinstance(value, dict):
         raise refused(name, value, "an object")
-    return Fields(value or {})
+    return Fields({f"{name}.{inner}": entry for inner, entry in (value or {}).items()})
+
+
+def _is_scheduled(item: object) -> bool:
+    return type(item) in (int, float) and 50 <= item <= 500  # type: ignore[operator]
 
 
 def _whole(query: Mapping[str, str], name: str) -> int | None:
