@@ -68,9 +68,12 @@ class Fields:
         raise refused(name, value, "true or false")
 
     def whole(self, name: str) -> int | None:
+        """A whole number; JSON may write it as 7.0."""
         value = self.get(name)
         if value is None or type(value) is int:
             return value
+        if type(value) is float and value.is_integer():
+            return int(value)
         raise refused(name, value, "a whole number")
 
     def number(self, name: str) -> float | None:

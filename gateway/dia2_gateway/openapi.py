@@ -106,6 +106,38 @@ MODELS: Object = {
     "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": MODEL}},
 }
 
+EVENT: Object = {
+    "oneOf": [
+        {
+            "type": "object",
+            "required": ["type", "audio"],
+            "properties": {
+                "type": {"const": "speech.audio.delta"},
+                "audio": {"type": "string", "contentEncoding": "base64"},
+            },
+        },
+        {
+            "type": "object",
+            "required": ["type", "usage"],
+            "properties": {
+                "type": {"const": "speech.audio.done"},
+                "usage": {
+                    "type": "object",
+                    "description": "characters in, frames of 80 ms out",
+                    "required": ["input_tokens", "output_tokens", "total_tokens"],
+                    "additionalProperties": {"type": "integer"},
+                },
+            },
+        },
+        {
+            "type": "object",
+            "description": "the back end failed after the first event",
+            "required": ["type", "error"],
+            "properties": {"type": {"const": "error"}, "error": ERROR["properties"]["error"]},
+        },
+    ]
+}
+
 REFUSALS = {
     400: "a field is wrong",
     401: "no key, or one that is not known",
@@ -123,12 +155,16 @@ RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "des
 def document() -> Object:
     binary: Object = {"schema": {"type": "string", "format": "binary"}}
     audio = {offer.content_type: binary for offer in OFFERS.values()}
-    events: Object = {"text/event-stream": {"schema": {"type": "string"}}}
+    event = {"type": "string", "contentMediaType": "application/json", "contentSchema": reference("SpeechEvent")}
+    item = {"type": "object", "required": ["data"], "properties": {"data": event}}
+    events: Object = {"text/event-stream": {"itemSchema": item}}
     speech = operation("Speak a text", audio | events, OF_SPEAKING) | json_body("SpeechRequest")
     one_model = operation("One model", json_answer("Model"), (401, 403, 404))
-    one_model["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    one_model["parameters"] = [
+        {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}, "example": "dia2"}
+    ]
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "stream-dia2 gateway", "version": "1", "license": {"name": "Apache-2.0"}},
         "security": [{"bearer": []}, {"xi-api-key": []}],
         "paths": {
@@ -140,7 +176,14 @@ def document() -> Object:
             "/v1/models/{model}": {"get": one_model},
         },
         "components": {
-            "schemas": {"Error": ERROR, "SpeechRequest": SPEECH, "Voices": VOICES, "Models": MODELS, "Model": MODEL},
+            "schemas": {
+                "Error": ERROR,
+                "SpeechRequest": SPEECH,
+                "SpeechEvent": EVENT,
+                "Voices": VOICES,
+                "Models": MODELS,
+                "Model": MODEL,
+            },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "xi-api-key": {"type": "apiKey", "in": "header", "name": "xi-api-key"},
@@ -159,8 +202,12 @@ def operation(summary: str, content: Object, statuses: tuple[int, ...], error: s
     return {"summary": summary, "responses": responses}
 
 
+def reference(schema: str) -> Object:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
 def json_answer(schema: str) -> Object:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"application/json": {"schema": reference(schema)}}
 
 
 def json_body(schema: str) -> Object:
