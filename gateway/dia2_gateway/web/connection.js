@@ -11,6 +11,7 @@
  * @property {(failure: Failure) => void} failed
  */
 
+const TOO_BIG = 1009; // the code with which a server closes on a message longer than it reads
 const PATIENCE_MS = 3_000; // for the end of a cancelled utterance; then a fresh connection is quicker
 
 export class Connection {
@@ -99,7 +100,8 @@ export class Connection {
   /** @param {number} code @param {string} reason */
   #lost(code, reason) {
     this.#socket = null;
-    this.#finish((listener) => listener.failed({ code: "connection_lost", message: reason || `code ${code}` }));
+    const kind = code === TOO_BIG ? "too_large" : "connection_lost";
+    this.#finish((listener) => listener.failed({ code: kind, message: reason || `code ${code}` }));
   }
 
   /** @param {(listener: Listener) => void} tell */
