@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from tests.gateway.test_openai import band_levels_db
+
 WAIT_S = 30  # for whatever should happen soon: fail rather than hang
 RATE = 24_000
 SHORT = "Hello there, how are you?"
 LONG = "one two three four five six seven eight nine ten " * 12  # far more than the engine may run ahead
 
 
+@cache
 def engine_speech(grpc_url: str, text: str, voice: str = "anna", seed: int = 7) -> Speech:
     """What the engine says, without a gateway."""
     with Client(grpc_url) as client, client.session(voice=voice, seed=seed) as session:
@@ -33,6 +37,13 @@ def engine_speech(grpc_url: str, text: str, voice: str = "anna", seed: int = 7) 
 
 def samples(pcm: bytes) -> NDArray[np.int16]:
     return np.frombuffer(pcm, "<i2")
+
+
+def assert_sounds_like(heard: NDArray[np.int16], expected: NDArray[np.float32], rate: int = RATE) -> None:
+    """Without a seed something else is heard each time, but for about as long and with the same spectrum."""
+    assert 0.3 < (len(heard) / rate) / (len(expected) / RATE) < 3
+    levels = band_levels_db(heard.astype(np.float32) / 32767, rate)
+    assert np.abs(levels - band_levels_db(expected, RATE)).max() < 6
 
 
 @dataclass

@@ -86,7 +86,7 @@ def test_auto_mode_takes_each_message_as_a_phrase(gateway: Gateway) -> None:
 
 
 def test_contexts_do_not_mix(gateway: Gateway, triton: Server, short: Speech) -> None:
-    texts = {"a": SHORT, "b": "Another voice speaks.", "c": "And so on and on."}
+    texts = {"a": SHORT, "b": "Another one speaks.", "c": "And so on and on."}
     expected = {name: pcm16(engine_speech(triton.grpc_url, text).audio) for name, text in texts.items()}
     with talk(gateway.ws_url, seed=7) as talking:
         for name in texts:
