@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--streams-per-backend", type=int, metavar="N",
                        help=f"its setting `slots` (default: {Config.streams_per_backend})")  # fmt: skip
     serve.add_argument("--ready-file", type=Path, metavar="FILE", help="write the address there as JSON, once it is up")
+    serve.add_argument("--check", action="store_true", help="only check the settings")
     serve.set_defaults(run=run_gateway)
     key = commands.add_parser("new-key", help="make an API key, and print it with its entry for the configuration")
     key.add_argument("name", help="who will have it")
@@ -52,6 +53,8 @@ def run_gateway(args: argparse.Namespace) -> int:
     names = ("host", "port", "backends", "streams_per_backend")
     changes: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     config = Config.load(args.config, **changes)
+    if args.check:
+        return 0
     listener = listen(config)
     logs.configure()
     Server(create_app(config), args.ready_file).run([listener])

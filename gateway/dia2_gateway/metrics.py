@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -32,6 +34,8 @@ class Metrics:
         )
         self.waiting = Gauge("dia2_gateway_waiting", "Utterances that wait for a place", registry=registry)
         self.connections = Gauge("dia2_gateway_websockets", "Open WebSockets", registry=registry)
+        self.tasks = Gauge("dia2_gateway_tasks", "Tasks of the event loop", registry=registry)
+        self.tasks.set_function(lambda: len(asyncio.all_tasks()))
         self.requests = Counter(
             "dia2_gateway_requests",
             "HTTP requests, and WebSockets that have ended, by the status of their first answer (101: a WebSocket)",
