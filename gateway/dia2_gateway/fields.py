@@ -68,13 +68,13 @@ class Fields:
         raise refused(name, value, "true or false")
 
     def whole(self, name: str) -> int | None:
-        """A whole number; JSON may write it as 7.0."""
+        """A whole number, of 64 bits at most. JSON may write it as 7.0."""
         value = self.get(name)
-        if value is None or type(value) is int:
-            return value
         if type(value) is float and value.is_integer():
-            return int(value)
-        raise refused(name, value, "a whole number")
+            value = int(value)
+        if value is None or (type(value) is int and -(2**63) <= value < 2**63):
+            return value
+        raise refused(name, value, "a whole number of 64 bits")
 
     def number(self, name: str) -> float | None:
         value = self.get(name)

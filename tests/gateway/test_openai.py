@@ -7,6 +7,8 @@ import base64
 import hashlib
 import io
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,13 @@ from dia2_client import Client, pcm16
 from numpy.typing import NDArray
 
 from tests.gateway.conftest import LONG, SEED, Gateway
-from tests.server.conftest import Server
+from tests.server.conftest import Server, launched
 
 LINE = "[S1] Hello there, who is this?"
 RATE = 24000
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "gateway.md"
+
+pytestmark = pytest.mark.server
 
 
 def speaks(gateway: Gateway, key: str = "any") -> openai.OpenAI:
@@ -75,6 +80,16 @@ def test_the_samples_are_the_engines(client: openai.OpenAI, spoken: NDArray[np.f
     )
     assert answer.content == pcm16(spoken)
     assert answer.response.headers["content-type"] == "audio/pcm"
+
+
+def test_the_example_of_the_documentation(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, section = DOCUMENTATION.read_text("utf-8").split("\n## OpenAI\n")
+    _, rest = section.split("```python\n", 1)
+    example, _ = rest.split("```", 1)
+    assert "http://localhost:8080" in example
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("http://localhost:8080", gateway.url), {})
+    assert len(decoded((tmp_path / "hello.mp3").read_bytes())[0]) > 0
 
 
 def test_sampling_options_reach_the_engine(client: openai.OpenAI, triton: Server) -> None:
@@ -241,6 +256,37 @@ def test_a_body_that_is_no_request(gateway: Gateway, body: bytes) -> None:
     answer = httpx2.post(f"{gateway.url}/v1/audio/speech", content=body)
     assert answer.status_code == 400
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_body_that_is_too_long(make_gateway: Callable[..., Gateway]) -> None:
+    gateway = make_gateway(max_body_bytes=1000)
+    with speaks(gateway) as client, pytest.raises(openai.APIStatusError) as raised:
+        client.audio.speech.create(model="tts-1", voice="anna", input="x" * 1000)
+    assert (raised.value.status_code, raised.value.code) == (413, "too_large")
+
+
+def test_a_back_end_that_dies_is_told(make_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
+    with launched(tmp_path, "--models", "dia2_session") as mortal:
+        gateway = make_gateway(backends=[mortal.grpc_url])
+        with (
+            speaks(gateway) as client,
+            client.audio.speech.with_streaming_response.create(
+                model="tts-1", voice="anna", input=LONG, response_format="pcm"
+            ) as audio,
+            client.audio.speech.with_streaming_response.create(
+                model="tts-1", voice="anna", input=LONG, response_format="pcm", stream_format="sse"
+            ) as events,
+        ):
+            pieces, lines = audio.iter_bytes(1), events.iter_lines()
+            next(pieces), next(lines)
+            os.killpg(mortal.pid, signal.SIGKILL)
+            with pytest.raises(httpx2.RemoteProtocolError):  # a body that is cut is not taken for a whole one
+                list(pieces)
+            *_, last = (json.loads(line.removeprefix("data: ")) for line in lines if line)
+            assert (last["type"], last["error"]["code"]) == ("error", "backend_failed")
+            with pytest.raises(openai.InternalServerError) as none_left:
+                client.audio.speech.create(model="tts-1", voice="anna", input="[S1] Hi.")
+            assert none_left.value.status_code == 503
 
 
 def test_keys_and_their_limits(make_gateway: Callable[..., Gateway], triton: Server) -> None:
