@@ -24,6 +24,8 @@ from . import shapes
 from .alignment import Aligner, whole
 from .wanted import SpeechRequest, audio_format, check_voice
 
+NDJSON = "application/x-ndjson"  # lines of JSON
+
 Piece = tuple[bytes, Chunk | None]  # encoded audio, and the chunk that it came with; None: what is left at the end
 
 
@@ -114,16 +116,17 @@ def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _speaking(body: Callable[[Job], AsyncGenerator[bytes, None]], *, timed: bool) -> Callable[..., Awaitable[ASGIApp]]:
-    """The handler of a POST that answers with `body`."""
+def _speaking(
+    body: Callable[[Job], AsyncGenerator[bytes, None]], content_type: str | None = None
+) -> Callable[[Request], Awaitable[ASGIApp]]:
+    """The handler of a POST that answers with `body`, whose content type is the format's unless told."""
 
     @answering
     async def speak(request: Request) -> ASGIApp:
         job = await Job.read(request)
-        content_type = "application/json" if timed else job.format.content_type
         return StreamedResponse(
             body(job),
-            headers={"Content-Type": content_type, "Cache-Control": "no-store"},
+            headers={"Content-Type": content_type or job.format.content_type, "Cache-Control": "no-store"},
             refusal=error_response,
             send_timeout_s=request.app.state.config.send_timeout_s,
         )
@@ -164,10 +167,10 @@ async def list_models(request: Request) -> ASGIApp:
 SPEAK = "/v1/text-to-speech/{voice_id}"
 
 routes: list[BaseRoute] = [
-    Route(SPEAK, _speaking(_bare, timed=False), methods=["POST"]),
-    Route(f"{SPEAK}/stream", _speaking(_bare, timed=False), methods=["POST"]),
-    Route(f"{SPEAK}/with-timestamps", _speaking(_timed_whole, timed=True), methods=["POST"]),
-    Route(f"{SPEAK}/stream/with-timestamps", _speaking(_timed, timed=True), methods=["POST"]),
+    Route(SPEAK, _speaking(_bare), methods=["POST"]),
+    Route(f"{SPEAK}/stream", _speaking(_bare), methods=["POST"]),
+    Route(f"{SPEAK}/with-timestamps", _speaking(_timed_whole, "application/json"), methods=["POST"]),
+    Route(f"{SPEAK}/stream/with-timestamps", _speaking(_timed, NDJSON), methods=["POST"]),
     Route("/v1/voices", list_voices),
     Route("/v2/voices", list_voices),
     Route("/v1/voices/{voice_id}", retrieve_voice),

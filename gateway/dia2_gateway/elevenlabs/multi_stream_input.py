@@ -11,7 +11,6 @@ What goes wrong in a context ends that context alone; what belongs to none ends 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -26,6 +25,7 @@ from .socket import Gone, Socket
 from .wanted import check_manner, read
 
 MAX_CONTEXTS = 5  # open at the same time, as with ElevenLabs
+MAX_SPEAKING = 20  # open, or closed and still speaking
 
 
 class TooManyContexts(ApiError):
@@ -77,7 +77,7 @@ class _Conversation:
     async def _listen(self, tasks: asyncio.TaskGroup, message: Fields) -> None:
         """Follows what the caller says until there is no more of it. Raises ApiError and Gone."""
         while not message.boolean("close_socket"):
-            self._follow(tasks, message)
+            await self._follow(tasks, message)
             while True:
                 try:
                     message = read(await self._socket.receive(self._idle_timeout_s))
@@ -86,8 +86,8 @@ class _Conversation:
                     if not self._running:
                         return
 
-    def _follow(self, tasks: asyncio.TaskGroup, message: Fields) -> None:
-        """Raises BadRequest if it is not even clear which context the message is for."""
+    async def _follow(self, tasks: asyncio.TaskGroup, message: Fields) -> None:
+        """Raises BadRequest if it is not even clear which context the message is for; and Gone."""
         context_id = message.text("context_id")
         if context_id is None:
             context_id = message.text("contextId")
@@ -97,7 +97,10 @@ class _Conversation:
             else:
                 self._say(tasks, context_id, message)
         except ApiError as error:
-            self._refuse(tasks, context_id, error)
+            if context := self._open.pop(context_id, None):
+                context.abort(error)
+            else:
+                await self._end(context_id, error)
 
     def _say(self, tasks: asyncio.TaskGroup, context_id: str | None, message: Fields) -> None:
         check_manner(message)
@@ -110,8 +113,12 @@ class _Conversation:
                 return  # keeps a context alive that is no more, or the connection
             if len(self._open) >= MAX_CONTEXTS:
                 raise TooManyContexts(f"{MAX_CONTEXTS} contexts are open; close one before you open another")
+            if len(self._running) >= MAX_SPEAKING:
+                raise TooManyContexts(f"{MAX_SPEAKING} contexts still speak; wait, or close them once more")
             context = self._open[context_id] = Context(self._manner, lambda answer: self._answer(context_id, answer))
-            self._start(tasks, self._carry(context_id, context))
+            task = tasks.create_task(self._carry(context_id, context))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
         if text or flush:
             context.say(text or "", flush=flush)
         else:
@@ -127,18 +134,6 @@ class _Conversation:
             context.abort()
         elif context_id in self._closing:
             self._closing.pop(context_id).abort()
-
-    def _refuse(self, tasks: asyncio.TaskGroup, context_id: str | None, error: ApiError) -> None:
-        context = self._open.pop(context_id, None)
-        if context is not None:
-            context.abort(error)
-        else:
-            self._start(tasks, self._end(context_id, error))
-
-    def _start(self, tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
-        task = tasks.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
 
     async def _carry(self, context_id: str | None, context: Context) -> None:
         """The life of a context. Raises Gone."""

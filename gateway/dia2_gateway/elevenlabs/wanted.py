@@ -107,9 +107,9 @@ def check_manner(fields: Fields) -> None:
     schedule = _nested(fields, "generation_config").get(SCHEDULE)
     if schedule is not None and not (isinstance(schedule, list) and all(map(_is_scheduled, schedule))):
         raise refused(SCHEDULE, schedule, "a list of numbers of 50 to 500")
-    if fields.get("pronunciation_dictionary_locators"):
-        value = fields.get("pronunciation_dictionary_locators")
-        raise refused("pronunciation_dictionary_locators", value, "none; there are no dictionaries")
+    dictionaries = fields.get("pronunciation_dictionary_locators")
+    if dictionaries not in (None, []):
+        raise refused("pronunciation_dictionary_locators", dictionaries, "none; there are no dictionaries")
 
 
 def check_language(code: str | None) -> None:
