@@ -8,7 +8,7 @@ import re
 import shutil
 import wave
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--autoplay-policy=document-user-activation-required",  # as phones have it
+    "--host-resolver-rules=MAP gateway.test 127.0.0.1",
 ]
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 
@@ -213,10 +214,10 @@ def test_speaking_again_interrupts(visit: Visits, gateway: Gateway, triton: Serv
     user.write(LONG)
     user.press("Speak")
     user.lights(1)
-    user.page.get_by_role("textbox", name="Text").fill(LINE)
+    user.page.get_by_role("textbox", name="Text").fill(SHORT)
     user.press("Speak")
     user.says("^Spoken")
-    assert user.download() == engine(triton, LINE, seed=SEED)[0]
+    assert user.download() == engine(triton, SHORT, seed=SEED)[0]
     assert [message["type"] for message in user.sent] == ["tts", "cancel", "tts"]
 
 
@@ -305,6 +306,12 @@ def test_a_lost_connection(visit: Visits, make_gateway: Callable[..., Gateway]) 
     user.complains("Connection lost.*was played")
     user.says(r"^Broken off after \d")
     assert user.download()
+
+
+def test_says_that_sound_needs_https(visit: Visits, gateway: Gateway) -> None:
+    user = visit(replace(gateway, url=gateway.url.replace("127.0.0.1", "gateway.test")))
+    user.press("Speak")
+    user.complains("No audio output.*HTTPS")
 
 
 def test_on_a_phone(visit: Visits, gateway: Gateway) -> None:

@@ -2,6 +2,7 @@
 
 import { Connection } from "./connection.js";
 import { Player } from "./player.js";
+import { TITLES, alert } from "./problems.js";
 import { key, streamAddress, voices } from "./server.js";
 import { Transcript, settled } from "./transcript.js";
 import { Utterance } from "./utterance.js";
@@ -72,15 +73,9 @@ async function begin(pressed_ms, text) {
   const seed = $("seed").value || String(crypto.getRandomValues(new Uint32Array(1))[0]);
   const given = OPTIONS.filter((name) => $(name).value).map((name) => [name, Number($(name).value)]);
   const options = { voice: $("voice").value, ...Object.fromEntries(given), seed: Number(seed) };
-  const [output] = await Promise.all([wake(), utterance?.stop()]);
-  if (press !== presses) return null;
-  if (!(await output.resume())) {
-    alert({
-      title: "The browser keeps silent",
-      text: "It has not allowed this page to play sound. Press Speak again.",
-    });
-    return null;
-  }
+  await utterance?.stop();
+  const output = await sound();
+  if (!output || press !== presses) return null;
   transcript = new Transcript($("transcript"));
   const parts = { connection, player: output, transcript, waveform };
   const start = { ...options, format: `pcm_${RATE}`, words: true, audio: "binary" };
@@ -102,10 +97,28 @@ function speak(/** @type {Event} */ event) {
   else begin(event.timeStamp, $("text").value);
 }
 
-/** The player; the first call must come from a gesture of the user. */
-function wake() {
+/** Wakes the audio output. The first call must come from a gesture of the user. */
+async function wake() {
   player ??= Player.create(RATE);
-  return player;
+  const output = await player;
+  return (await output.resume()) ? output : null;
+}
+
+/** The audio output, or null once it is said why there is none. */
+async function sound() {
+  try {
+    const output = await wake();
+    if (!output)
+      alert({ title: "The browser keeps silent", text: "It wants to see a press on Speak. Press it again." });
+    return output;
+  } catch {
+    player = null;
+    const why = isSecureContext
+      ? "The browser offers none."
+      : "Browsers let a page play it over HTTPS or on localhost.";
+    alert({ title: "No audio output", text: why });
+    return null;
+  }
 }
 
 const speaking = () => utterance !== null && !utterance.outcome;
@@ -147,6 +160,7 @@ function setLive() {
   const live = $("live-mode").checked;
   utterance?.stop();
   session = null;
+  alert(null);
   $("live").hidden = $("live-hint").hidden = !live;
   $("text").hidden = $("text").disabled = live; // a disabled box is not required
   $("text-label").htmlFor = live ? "live" : "text";
@@ -162,7 +176,7 @@ function tick() {
 }
 
 async function draw() {
-  const output = await player;
+  const output = utterance && (await player);
   const active = speaking() && output;
   const heard_s = active ? output.heard : (utterance?.heard_s ?? 0);
   if (active) transcript.light(heard_s);
@@ -201,34 +215,27 @@ function summary({ outcome, first_heard_ms, heard_s, options }) {
   return first_heard_ms === null ? "Waiting for the first audio" : "Speaking";
 }
 
-const TITLES = /** @type {Record<string, string>} */ ({
-  connection_lost: "Connection lost",
-  overloaded: "The server is full",
-  too_many_requests: "Too many requests with this key",
-  too_large: "The text is too long",
-  invalid_request: "The server does not take this",
-  not_found: "The server does not know this",
-  idle: "Ended, since no text came",
-});
-
 /** @param {import("./connection.js").Failure} failure @param {number} heard_s */
 function explain({ code, message, field, retry_after_s }, heard_s) {
   const title = TITLES[code] ?? "The server failed";
   const input = field && $(field);
+  const retry = utterance?.live ? null : again; // what was typed is gone
   if (code === "connection_lost") {
-    alert({ title, text: heard_s ? "What had arrived was played." : "The server did not answer.", retry: again });
+    alert({ title, text: heard_s ? "What had arrived was played." : "The server did not answer.", retry });
     connect(true); // perhaps it is gone, or wants a key
   } else if (input) {
     alert({ title, text: message });
     mark(input);
     if (field === "voice") connect(true);
   } else {
-    alert({ title, text: message, retry: again, wait_s: retry_after_s });
+    alert({ title, text: message, retry, wait_s: retry_after_s });
   }
 }
 
 async function again() {
-  if (await connect()) $("composer").requestSubmit();
+  if (!(await connect())) return;
+  $("speak").focus(); // the button that was pressed is gone
+  $("composer").requestSubmit();
 }
 
 /** @param {HTMLInputElement} input */
@@ -238,32 +245,6 @@ function mark(input) {
   input.setAttribute("aria-errormessage", "alert");
   input.focus();
   input.addEventListener("input", () => input.removeAttribute("aria-invalid"), { once: true });
-}
-
-/** @param {{title: string, text: string, retry?: (() => void) | null, wait_s?: number} | null} problem */
-function alert(problem) {
-  $("alert").replaceChildren();
-  if (!problem) return;
-  const title = document.createElement("strong");
-  title.textContent = problem.title;
-  const text = document.createElement("span");
-  text.textContent = problem.text;
-  $("alert").append(title, text);
-  if (!problem.retry) return;
-  const button = document.createElement("button");
-  button.type = "button";
-  const wait_s = Math.ceil(problem.wait_s ?? 0);
-  button.disabled = wait_s > 0;
-  button.textContent = wait_s ? `Try again in ${wait_s} s` : "Try again";
-  setTimeout(() => {
-    button.disabled = false;
-    button.textContent = "Try again";
-  }, 1000 * wait_s);
-  button.onclick = () => {
-    alert(null);
-    problem.retry?.();
-  };
-  $("alert").append(button);
 }
 
 const seconds = (/** @type {number} */ s) => `${Math.max(s, 0).toFixed(2)} s`;
@@ -301,7 +282,7 @@ document.addEventListener("keydown", (event) => {
 });
 for (const gesture of ["pointerup", "keydown"]) {
   // The audio device takes a while to start: not only when it is needed.
-  document.addEventListener(gesture, async () => (await wake()).resume(), { passive: true });
+  document.addEventListener(gesture, () => wake().catch(() => {}), { passive: true });
 }
 for (const button of document.querySelectorAll("[data-insert]")) {
   button.addEventListener("click", () => {
