@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.gateway.conftest import Gateway
 from tests.gateway.elevenlabs_calls import LONG, RATE, SHORT, engine_speech, samples, talk
+from tests.gateway.test_openai import band_levels_db, decoded
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server
@@ -36,6 +37,22 @@ def test_stream_input_speaks_what_is_written_bit_by_bit(gateway: Gateway, short:
     assert heard.text == f"{SHORT} "
     assert heard.final
     assert "contextId" not in heard.messages[0]
+
+
+def test_formats(gateway: Gateway, short: Speech) -> None:
+    """Each format at least as the engine's audio lasts, and with its spectrum."""
+    for name, rate in [("mp3_44100_128", 44100), ("opus_48000_64", 48000), ("wav_22050", 22050)]:
+        with talk(gateway.ws_url, output_format=name, seed=7) as talking:
+            talking.say(context_id="a", text=f"{SHORT} ", flush=True)
+            talking.say(context_id="a", close_context=True)
+            heard, heard_rate = decoded(talking.until_final("a").audio)
+        assert heard_rate == rate
+        assert len(heard) / rate == pytest.approx(len(short.audio) / RATE, abs=0.06)
+        assert np.abs(band_levels_db(heard, rate) - band_levels_db(short.audio, RATE)).max() < 3
+    with talk(gateway.ws_url, output_format="ulaw_8000", seed=7) as talking:
+        talking.say(context_id="a", text=f"{SHORT} ", flush=True)
+        talking.say(context_id="a", close_context=True)
+        assert len(talking.until_final("a").audio) == len(short.audio) // 3
 
 
 def test_alignment_lies_over_the_audio(gateway: Gateway, short: Speech) -> None:

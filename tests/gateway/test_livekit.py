@@ -13,7 +13,7 @@ from dia2_client import pcm16
 from numpy.typing import NDArray
 
 from tests.gateway.conftest import LONG, Gateway
-from tests.gateway.elevenlabs_calls import SHORT, WAIT_S, assert_sounds_like, engine_speech, samples
+from tests.gateway.elevenlabs_calls import RATE, SHORT, WAIT_S, assert_sounds_like, engine_speech, samples
 from tests.server.conftest import Server
 
 with warnings.catch_warnings():
@@ -95,6 +95,19 @@ def test_websocket_speaks_sentences_and_words(gateway: Gateway) -> None:
                 assert [word for word, _ in heard.words] == " ".join(TURNS).split()
                 await service.aclose()
 
+    asyncio.run(converse())
+
+
+def test_websocket_with_the_default_encoding(gateway: Gateway, triton: Server) -> None:
+    async def converse() -> None:
+        async with aiohttp.ClientSession() as session:
+            service = websocket(gateway, session, encoding="mp3_22050_32")
+            heard = await speak(service, SHORT)
+            assert_sounds_like(heard.samples, expected.audio, heard.rate)
+            assert len(heard.samples) / heard.rate == pytest.approx(len(expected.audio) / RATE, abs=0.1)
+            await service.aclose()
+
+    expected = engine_speech(triton.grpc_url, SHORT)
     asyncio.run(converse())
 
 
