@@ -18,6 +18,8 @@ callers at once.
 - paced: the same with --words-per-second, as from a language model. The first chunk needs the text of the 1.4 s that
   the model's codebooks are delayed by, and two words more, so most of this is waiting for words.
 - turn: in a session whose audio has all been played, from sending the next sentence with a flush to its first chunk.
+- answer: the same, where what the user has said (the clip of the voice ben, 5 s) is sent just in front of the sentence;
+  so this has its encoding, and the passes over it.
 - long: one session that gets a sentence whenever it has fewer than 30 words left to speak, until it has made so many
   minutes. Underruns are chunks that came after a listener had run dry; memory is what the server's processes have
   resident after a tenth of the time, and at the end.
@@ -30,17 +32,21 @@ import asyncio
 import json
 import sys
 import time
+import wave
 from pathlib import Path
 from typing import Any
 
-from dia2_client import AsyncClient, Chunk
-from dia2_client.aio_streams import AsyncSession
+import numpy as np
+from dia2_client import AsyncClient, AsyncSession, Chunk, TimedWord
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import machine, resident_mb, running_server
 from benchmarks.figures import spread
 
+UserTurn = tuple[NDArray[np.float32], list[TimedWord]]
+FIGURES = ("request", "pieces", "paced", "turn", "answer")
 LINE = "Hello there, how can I help you today? I have time for you."
 REPLY = "Of course, one moment please. "
 SENTENCE = "This goes on and on, and it does not end before all of it has been heard. "
@@ -90,7 +96,18 @@ async def request_ms(client: AsyncClient, voice: str | None, seed: int) -> dict[
         return {"request": 1000 * (time.monotonic() - sent_s)}
 
 
-async def session_ms(client: AsyncClient, voice: str | None, seed: int, word_s: float) -> dict[str, float]:
+def user_speech() -> UserTurn:
+    """What the voice ben says in its clip."""
+    folder = Path(__file__).resolve().parent.parent / "voices" / "ben"
+    (speaker,) = json.loads((folder / "voice.json").read_text())["speakers"]
+    with wave.open(str(folder / speaker["clip"])) as clip:
+        audio = np.frombuffer(clip.readframes(clip.getnframes()), "<i2").astype(np.float32) / 32768
+    return audio, [TimedWord(word["text"], word["start"], word["end"]) for word in speaker["words"]]
+
+
+async def session_ms(
+    client: AsyncClient, voice: str | None, seed: int, word_s: float, user: UserTurn
+) -> dict[str, float]:
     async with client.session(voice=voice, seed=seed) as session:
         listener, sent_s = Listener(session), 0.0
         for index, word in enumerate(LINE.split(), 1):
@@ -104,20 +121,26 @@ async def session_ms(client: AsyncClient, voice: str | None, seed: int, word_s: 
         count, sent_s = len(listener.chunks), time.monotonic()
         await session.send(REPLY, flush=True)
         turn_ms = 1000 * (await listener.first_after(count) - sent_s)
+        await listener.heard(len(LINE.split()) + len(REPLY.split()))
+        count, sent_s = len(listener.chunks), time.monotonic()
+        await session.hear(*user)
+        await session.send(REPLY, flush=True)
+        answer_ms = 1000 * (await listener.first_after(count) - sent_s)
         await session.cancel()
         await listener.task
-        return {"paced" if word_s else "pieces": first_ms, "turn": turn_ms}
+        return {"paced" if word_s else "pieces": first_ms, "turn": turn_ms, "answer": answer_ms}
 
 
 async def measure_first_audio(client: AsyncClient, streams: int, args: argparse.Namespace) -> dict[str, Any]:
     """Rounds of as many requests at once, and then of sessions."""
     found: dict[str, list[float]] = {}
+    user = user_speech()
     for number in range(args.rounds + 1):
         seeds = range(number * streams, (number + 1) * streams)
         calls: list[Any] = [request_ms(client, args.voice, seed) for seed in seeds]
         times = await asyncio.gather(*calls)
         for word_s in (0, 1 / args.words_per_second):
-            calls = [session_ms(client, args.voice, seed, word_s) for seed in seeds]
+            calls = [session_ms(client, args.voice, seed, word_s, user) for seed in seeds]
             times += await asyncio.gather(*calls)
         if number:  # the first round warms up
             for one in times:
@@ -171,8 +194,8 @@ async def measure(url: str, group: int, args: argparse.Namespace) -> dict[str, A
 
 def print_first_audio(row: dict[str, Any], *, header: bool) -> None:
     if header:
-        print("| callers | request, ms | pieces, ms | paced, ms | turn, ms |\n|--:|--:|--:|--:|--:|")
-    cells = [f"{row[name]['p50']:.0f} / {row[name]['p95']:.0f}" for name in ("request", "pieces", "paced", "turn")]
+        print(f"| callers | {' | '.join(f'{name}, ms' for name in FIGURES)} |\n|--:|{'--:|' * len(FIGURES)}")
+    cells = [f"{row[name]['p50']:.0f} / {row[name]['p95']:.0f}" for name in FIGURES]
     print(f"| {row['streams']} | {' | '.join(cells)} |", flush=True)
 
 

@@ -166,6 +166,8 @@ class BoundaryStream:
     @property
     def waits(self) -> bool:
         """Whether it takes no step until more text has come."""
+        if not self.machine.open:
+            return False
         if self._ending is not None:
             return self._everything_out() and not self._goes_on()
         return self._lacks_text() and not self.machine.flushing

@@ -102,6 +102,6 @@ class Stream:
         while ahead and ahead[0][1] - offset < self.sent_frames:
             text, frame = ahead.popleft()
             words.append(Word(text, (frame - offset) * frame_s))
-        audio = np.concatenate(self.audio)
+        audio = self.audio[0] if len(self.audio) == 1 else np.concatenate(self.audio)
         self.audio.clear()
         return AudioChunk(audio, first, tuple(words))

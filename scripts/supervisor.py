@@ -27,6 +27,7 @@ POLL_S = 0.05
 WATCH_S = 0.25
 PROGRESS_S = 5.0
 FREE_PORT_ATTEMPTS = 5
+RESPONSE_POOL = 128  # of a request, for a caller who is slow to take them
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None)
@@ -195,6 +196,7 @@ class TritonServer:
             f"--exit-timeout-secs={2 * STOP_DEADLINE_S}",
             "--disable-auto-complete-config",  # config.pbtxt is complete; guessing would load the model's code twice
         ]
+        command += self._pool_options()
         for name, port in chosen.items():
             command += [f"--{name}-address={self._host}", f"--{name}-port={port}"]
         if str(self._log) == "-":
@@ -203,6 +205,12 @@ class TritonServer:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             self._group = ProcessGroup(command, self._environ, log.fileno())
+
+    def _pool_options(self) -> list[str]:
+        """What keeps the server from holding every response of a stream until the stream ends; 2.51 cannot be told."""
+        usage = subprocess.run([self._tritonserver, "--help"], env=self._environ, capture_output=True, text=True)
+        option = "--grpc-max-response-pool-size"
+        return [f"{option}={RESPONSE_POOL}"] if option in usage.stdout + usage.stderr else []
 
     def wait_ready(self) -> None:
         """Wait until the model answers. Raises StartError, with the end of the log, if the server gives up."""

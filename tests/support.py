@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dia2_engine import AudioChunk, Engine, EngineConfig, Event, Failed, Finished, Request, Telemetry
+from dia2_engine.audio.io import load_clip
 from dia2_engine.stream import Stream
 from dia2_engine.types import UserSpeech
 
@@ -34,6 +35,12 @@ def write_voices(folder: Path, variant: str = "small") -> Path:
             manifest["second_speaker"] = "none"
         (folder / name / "voice.json").write_text(json.dumps(manifest), "utf-8")
     return folder
+
+
+def user_speech(variant: str = "small") -> UserSpeech:
+    """What speaker 2 of the golden clips says."""
+    words = json.loads((VECTORS / variant / "prefix_words.json").read_text("utf-8"))["prefix_s2.wav"]
+    return UserSpeech(load_clip(VECTORS / variant / "prefix_s2.wav", 24_000), words)
 
 
 def make_engine(variant: str = "small", telemetry: Telemetry | None = None, **settings: Any) -> Engine:

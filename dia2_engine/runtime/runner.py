@@ -199,7 +199,7 @@ class ModelRunner:
                 self._pcm[:batch].copy_(self._audio[:batch], non_blocking=True)
                 self._codec_queue.synchronize()
                 parts.append(self._pcm[:batch].numpy().copy())
-        return np.concatenate(parts, axis=1)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     # ---- a slot's state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tests.support import (
     make_engine,
     speak,
     tokens_of,
+    user_speech,
     words_of,
     write_voices,
 )
@@ -110,9 +112,10 @@ def test_graphs_equal_running_the_passes(variant: str, tmp_path: Path) -> None:
 
 
 def test_a_session_equals_the_cpus(variant: str, tmp_path: Path) -> None:
-    """Text in pieces, flushes and fresh contexts, with steps read late: the words, the times and the audio of the CPU.
+    """Text in pieces, flushes, a user who is heard, and fresh contexts, with steps read late: as on the CPU.
 
-    In float32, where tokens are exact.
+    In float32 and no longer than this: over more words some two ids come so close that the order of additions decides.
+    (Relative noise of 2e-6 on all products changes nothing here.)
     """
     voices = write_voices(tmp_path / "voices", variant)
     heard = []
@@ -120,11 +123,12 @@ def test_a_session_equals_the_cpus(variant: str, tmp_path: Path) -> None:
         engine = make_engine(
             variant, slots=2, device=device, dtype="float32", voices=str(voices), debug=False, carry_over_s=4.0
         )
+        engine._admission.model = replace(engine._admission.model, max_context_steps=260)
         talk = Talk(engine, voice="solo")
-        for index in range(24):
+        for index in range(8):
             talk.say("Hello there, how are you? I am fi")
             talk.run(7)
-            talk.say("ne, thanks. ", flush=index % 4 == 3)
+            talk.say("ne, thanks. ", flush=index % 2 == 1, user=user_speech(variant) if index == 3 else None)
             talk.run()
         talk.say("", close=True)
         talk.run()

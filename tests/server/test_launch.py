@@ -182,6 +182,19 @@ def test_docker_is_told_to_run_the_same_settings(tmp_path: Path) -> None:
     assert run.endswith("stream-dia2 --models dia2_stream")
 
 
+def test_a_server_that_can_bound_its_responses_is_told_to(tmp_path: Path, demo_checkpoint: Path) -> None:
+    """A later Triton, by its `--help`; the embedded one would refuse the option."""
+    notes, stand_in = tmp_path / "notes", tmp_path / "bin" / "tritonserver"
+    stand_in.parent.mkdir()
+    stand_in.write_text(
+        f'#!/bin/sh\n[ "$1" = --help ] && echo "  --grpc-max-response-pool-size <integer>" || echo "$@" >{notes}\n'
+    )
+    stand_in.chmod(0o755)
+    done = launch(*FREE_PORTS, "--tritonserver", stand_in, "--checkpoint", demo_checkpoint, "--cache", tmp_path)
+    assert done.returncode != 0  # it did not serve
+    assert "--grpc-max-response-pool-size=128" in notes.read_text()
+
+
 def group(leader: int) -> list[int]:
     """The processes of a group."""
     found = subprocess.run(["ps", "-eo", "pid=,pgid="], capture_output=True, text=True, check=True).stdout
