@@ -273,3 +273,23 @@ def test_keys(make_gateway: Callable[..., Gateway]) -> None:
             status, answer = post(gateway, "anna", {"text": SHORT}, **{"xi-api-key": key})
             assert (status, answer["detail"]["status"]) == (429, "too_many_concurrent_requests")
         gateway.settle()
+
+
+def test_without_a_back_end(make_gateway: Callable[..., Gateway]) -> None:
+    gateway = make_gateway(backends=["127.0.0.1:1"])
+    status, answer = post(gateway, "anna", {"text": SHORT})
+    assert (status, answer["detail"]["status"]) == (503, "system_busy")
+    with httpx.Client() as http, pytest.raises(ApiError) as caught:
+        ElevenLabs(base_url=gateway.url, api_key="any", httpx_client=http).voices.get_all(
+            request_options={"max_retries": 0}
+        )
+    assert caught.value.status_code == 503
+    with talk(gateway.ws_url, "stream-input") as talking:
+        talking.say(text=f"{SHORT} ")
+        assert talking.until_closed() == 1011
+        assert talking.heard[None].errors() == ["system_busy"]
+    with talk(gateway.ws_url) as talking:
+        talking.say(context_id="a", text=f"{SHORT} ")
+        assert talking.until_final("a").errors() == ["system_busy"]
+        talking.say(close_socket=True)
+        assert talking.until_closed() == 1000
