@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
+from .elevenlabs import openapi as elevenlabs
 from .formats.audio_format import BY_NAME, OFFERS
 
 Object = dict[str, Any]
@@ -101,9 +102,22 @@ MODEL: Object = {
 }
 
 MODELS: Object = {
-    "type": "object",
-    "required": ["object", "data"],
-    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": MODEL}},
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["object", "data"],
+            "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": MODEL}},
+        },
+        {
+            "type": "array",
+            "description": "for a request with the header xi-api-key",
+            "items": {
+                "type": "object",
+                "required": ["model_id", "name"],
+                "properties": {"model_id": {"type": "string"}, "name": {"type": "string"}},
+            },
+        },
+    ]
 }
 
 EVENT: Object = {
@@ -158,23 +172,30 @@ def document() -> Object:
     event = {"type": "string", "contentMediaType": "application/json", "contentSchema": reference("SpeechEvent")}
     item = {"type": "object", "required": ["data"], "properties": {"data": event}}
     events: Object = {"text/event-stream": {"itemSchema": item}}
-    speech = operation("Speak a text", audio | events, OF_SPEAKING) | json_body("SpeechRequest")
-    one_model = operation("One model", json_answer("Model"), (401, 403, 404))
-    one_model["parameters"] = [
-        {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}, "example": "dia2"}
-    ]
+    model: Object = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}, "example": "dia2"}
+    error = reference("Error")
+    either_error = {"anyOf": [error, reference("ElevenLabsError")]}
+    paths: Object = {
+        "/v1/audio/speech": {
+            "post": operation("Speak a text", audio | events, OF_SPEAKING, error) | json_body("SpeechRequest")
+        },
+        "/v1/audio/voices": {
+            "get": operation("The voices and their aliases", json_answer("Voices"), (401, 403, 503), error)
+        },
+        "/v1/models": {"get": operation("The models", json_answer("Models"), (401, 403), either_error)},
+        "/v1/models/{model}": {
+            "get": operation("One model", json_answer("Model"), (401, 403, 404), error) | {"parameters": [model]}
+        },
+    }
+    for one in elevenlabs.OPERATIONS:
+        described = operation(one.summary, one.content, one.statuses, reference("ElevenLabsError"))
+        described["parameters"] = list(one.parameters)
+        paths[one.path] = {one.method: described | (json_body(one.body) if one.body else {})}
     return {
         "openapi": "3.2.0",
         "info": {"title": "stream-dia2 gateway", "version": "1", "license": {"name": "Apache-2.0"}},
         "security": [{"bearer": []}, {"xi-api-key": []}],
-        "paths": {
-            "/v1/audio/speech": {"post": speech},
-            "/v1/audio/voices": {
-                "get": operation("The voices and their aliases", json_answer("Voices"), (401, 403, 503))
-            },
-            "/v1/models": {"get": operation("The models", json_answer("Models"), (401, 403))},
-            "/v1/models/{model}": {"get": one_model},
-        },
+        "paths": paths,
         "components": {
             "schemas": {
                 "Error": ERROR,
@@ -183,6 +204,7 @@ def document() -> Object:
                 "Voices": VOICES,
                 "Models": MODELS,
                 "Model": MODEL,
+                **elevenlabs.SCHEMAS,
             },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -192,11 +214,12 @@ def document() -> Object:
     }
 
 
-def operation(summary: str, content: Object, statuses: tuple[int, ...], error: str = "Error") -> Object:
+def operation(summary: str, content: Object, statuses: tuple[int, ...], error: Object) -> Object:
     """An operation that answers with `content`, or refuses with one of `statuses` and the schema `error`."""
     responses: Object = {"200": {"description": "OK", "content": content}}
     for status in statuses:
-        responses[str(status)] = {"description": REFUSALS[status], "content": json_answer(error)}
+        shape = reference("Error") if status == 403 else error  # pages are refused before it is known what they want
+        responses[str(status)] = {"description": REFUSALS[status], "content": {"application/json": {"schema": shape}}}
         if status in (429, 503):
             responses[str(status)]["headers"] = RETRY_AFTER
     return {"summary": summary, "responses": responses}
