@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.staticfiles import StaticFiles
@@ -62,7 +62,7 @@ def create_app(config: Config) -> Starlette:
 
     middleware = [
         Middleware(Context, metrics),
-        Middleware(SameOrigin, config.cors_origins, openai.error_response),
+        Middleware(SameOrigin, config.cors_origins, not config.keys, openai.error_response),
         Middleware(Bounds, config.max_body_bytes, config.send_timeout_s),
     ]
     if config.cors_origins:
@@ -75,7 +75,7 @@ def create_app(config: Config) -> Starlette:
         )
         middleware.insert(1, cors)
     page = Page(directory=PAGE, html=True)
-    handlers = {ApiError: refuse, HTTPException: refuse_path, Exception: confess}
+    handlers = {ApiError: refuse, HTTPException: refuse_path, ClientDisconnect: part, Exception: confess}
     app = Starlette(
         routes=[*routes, Route("/", page), Route("/{file}", page)],
         middleware=middleware,
@@ -100,6 +100,11 @@ async def refuse_path(request: Request, error: Exception) -> Response:
     response.status_code = error.status_code
     response.headers.update(error.headers or {})
     return response
+
+
+async def part(request: Request, error: Exception) -> Response:
+    """The caller has left before its request was complete. Nobody hears the answer, but the log has its status."""
+    return Response(status_code=499)
 
 
 async def confess(request: Request, error: Exception) -> Response:

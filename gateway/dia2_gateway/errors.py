@@ -11,7 +11,7 @@ from typing import ClassVar
 from dia2_client import Cancelled, ConnectionFailed, Dia2ClientError, InvalidArgument, SessionEnded, Unavailable
 
 # What the back end calls the fields of a session, at the beginning of a message about one.
-_FIELD = re.compile(r"(TEXT|VOICE|SEED|TEMPERATURE|TOP_K|CFG_SCALE)\b")
+_FIELD = re.compile(r"(TEXT|VOICE|SEED|TEMPERATURE|TOP_K|CFG_SCALE)\b", re.IGNORECASE)
 
 
 class ConfigError(Exception):

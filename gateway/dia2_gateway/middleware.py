@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .config import is_loopback
 from .errors import ApiError, Forbidden, TooLarge
 from .metrics import Metrics
 
@@ -72,26 +73,41 @@ class SameOrigin:
     """Refuses what web pages of other origins ask for, unless these are allowed. What is not a browser has no origin.
 
     A browser asks no permission before it opens a WebSocket or sends a simple POST for a foreign page. On a machine
-    where keys are off, any page that its user visits could otherwise speak through the gateway.
+    where keys are off, any page that its user visits could otherwise speak through the gateway. Such a page can also
+    have its own name resolve to this machine, and so have one origin with the gateway. Hence `only_loopback`, for where
+    keys are off: the name that was called must be one of this machine.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Collection[str], refusal: Callable[[ApiError], Response]) -> None:
+    def __init__(
+        self, app: ASGIApp, allowed: Collection[str], only_loopback: bool, refusal: Callable[[ApiError], Response]
+    ) -> None:
         self._app = app
         self._allowed = allowed
+        self._only_loopback = only_loopback
         self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._is_allowed(Headers(scope=scope)):
+        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else Headers()
+        host, origin = headers.get("host"), headers.get("origin")
+        if self._only_loopback and host is not None and not is_loopback(_name(f"//{host}")):
+            told = f"Host is {host!r}; allowed where there are no keys: a name of this machine, such as localhost"
+        elif origin is not None and not self._is_allowed(origin, host or ""):
+            told = f"Origin is {origin!r}; allowed: the gateway's own, and those of the setting cors_origins"
+        else:
             await self._app(scope, receive, send)
             return
-        error = Forbidden("a page of this origin may not call; the setting cors_origins can allow it")
-        await self._refusal(error)(scope, receive, send)
+        await self._refusal(Forbidden(told))(scope, receive, send)
 
-    def _is_allowed(self, headers: Headers) -> bool:
-        origin = headers.get("origin")
-        if origin is None or "*" in self._allowed or origin in self._allowed:
-            return True
-        return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    def _is_allowed(self, origin: str, host: str) -> bool:
+        return "*" in self._allowed or origin in self._allowed or origin.partition("://")[2].lower() == host.lower()
+
+
+def _name(url: str) -> str:
+    """The host name in it; "" if there is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 class Bounds:

@@ -134,14 +134,16 @@ class Conversation:
             turn.cancelled, turn.played_s = True, played_s
             if turn.entered:
                 await turn.utterance.cancel()
-            else:
-                assert self._task is not None
-                self._task.cancel()
+            elif turn.entering is not None:
+                turn.entering.cancel()
 
     async def _speak(self, turn: Turn) -> None:
         """Tells all of one utterance. The last event says how it ended, and that its place is free again."""
         utterance = turn.utterance
         try:
+            turn.entering = asyncio.current_task()
+            if turn.cancelled:  # before it began
+                raise asyncio.CancelledError
             async with utterance:
                 turn.entered = True
                 await self._tell(self._started(turn))

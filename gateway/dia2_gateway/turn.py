@@ -53,7 +53,8 @@ class Turn:
     def __init__(self, start: Start, utterance: Utterance, allowance: Allowance) -> None:
         self.start = start
         self.utterance = utterance
-        self.entered = False  # the utterance has its place
+        self.entering: asyncio.Task[None] | None = None  # that waits for the utterance's place
+        self.entered = False  # it has its place
         self.closed = False  # no more text will come
         self.cancelled = False
         self.played_s: float | None = None  # when it was cancelled

@@ -302,3 +302,19 @@ async def test_a_foreign_page_may_not_connect(gateway: Gateway) -> None:
     assert json.loads(refused.value.response.body or b"")["error"]["code"] == "forbidden"
     async with talking(gateway.ws_url, origin=gateway.url) as own:
         assert (await own.say("One two three four.")).last["type"] == "done"
+
+
+@in_loop
+async def test_without_keys_only_names_of_this_machine_are_served(gateway: Gateway) -> None:
+    """Else a foreign page could have its own name resolve to this machine, and be of one origin with the gateway."""
+    port = gateway.url.rpartition(":")[2]
+    for name in ("attacker.example", f"attacker.example:{port}", "127.0.0.1.attacker.example", "[::1", "10.0.0.1"):
+        answer = gateway.call("/v1/audio/voices", Host=name)
+        assert (answer.status, answer.error["code"]) == (403, "forbidden")
+        assert name in answer.error["message"]
+    for name in ("localhost", f"127.0.0.1:{port}", f"[::1]:{port}"):
+        assert gateway.call("/v1/audio/voices", Host=name).status == 200
+    with pytest.raises(InvalidStatus) as refused:
+        async with talking(f"ws://attacker.example:{port}", host="127.0.0.1", port=int(port)):
+            raise AssertionError("connected")
+    assert refused.value.response.status_code == 403
