@@ -144,7 +144,7 @@ class Context:
                 if piece.close:
                     return
                 piece = await self._next_piece(utterance)
-        except ApiError:
+        except Exception:
             await utterance.cancel()
             raise
 
