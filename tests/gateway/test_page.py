@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
-import wave
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from dia2_client import Client, pcm16
 from dia2_gateway.keys import digest, new_key
-from playwright.sync_api import Browser, ConsoleMessage, Page, WebSocket, expect, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 from websockets.sync.client import connect
 
 from tests.server.conftest import SETTLE_S, Server
 
 from .conftest import LONG, SEED, Gateway, eventually
+from .visit import DRIVE, TAP, WATCH, Visit
 
 pytestmark = pytest.mark.server
 
@@ -40,80 +39,6 @@ FLAGS = [
     "--host-resolver-rules=MAP gateway.test 127.0.0.1",
 ]
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
-
-# Notes each word that is lit, with what the page's clock says by then.
-WATCH = """
-window.lit = [];
-new MutationObserver((changes) => {
-  for (const { target } of changes)
-    if (target.classList?.contains("now") && target !== window.lit.at(-1)?.target)
-      window.lit.push({ target, word: target.textContent, clock: parseFloat(clock.textContent) });
-}).observe(document, { subtree: true, attributeFilter: ["class"] });
-"""
-
-
-@dataclass
-class Visit:
-    """The page, as one user has it open."""
-
-    page: Page
-    refused: bool  # the server refuses something, and the browser says so
-    complaints: list[str] = field(default_factory=list)  # of the browser: errors, and what the policy forbade
-    sent: list[dict[str, Any]] = field(default_factory=list)  # over the WebSocket
-    received: list[dict[str, Any]] = field(default_factory=list)  # but the audio
-
-    def __post_init__(self) -> None:
-        self.page.on("console", self._read)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("websocket", self._listen)
-
-    def _read(self, message: ConsoleMessage) -> None:
-        if not (self.refused and re.match(r"Failed to load resource|WebSocket connection to", message.text)):
-            self.complaints.append(f"{message.type}: {message.text}")
-
-    def _listen(self, socket: WebSocket) -> None:
-        socket.on("framesent", lambda data: self.sent.append(json.loads(data)))
-        socket.on("framereceived", self._note)
-
-    def _note(self, data: str | bytes) -> None:
-        if isinstance(data, str):
-            self.received.append(json.loads(data))
-
-    def write(self, text: str, seed: int = SEED) -> None:
-        self.page.get_by_text("Options", exact=True).click()
-        self.page.get_by_label("Seed").fill(str(seed))
-        self.page.get_by_role("textbox", name="Text").fill(text)
-
-    def press(self, name: str) -> None:
-        self.page.get_by_role("button", name=name, exact=True).click()
-
-    def says(self, pattern: str) -> str:
-        """The status line, once it is so."""
-        status = self.page.get_by_role("status")
-        expect(status).to_have_text(re.compile(pattern), timeout=1000 * SETTLE_S)
-        return status.inner_text()
-
-    def complains(self, pattern: str) -> None:
-        """The alert, once it is so."""
-        expect(self.page.get_by_role("alert")).to_have_text(re.compile(pattern), timeout=1000 * SETTLE_S)
-
-    def lights(self, count: int) -> None:
-        """Wait until so many words have been lit."""
-        expect(self.page.locator(".word.heard").nth(count - 1)).to_be_attached(timeout=1000 * SETTLE_S)
-
-    def heard(self) -> list[str]:
-        return self.page.locator(".word.heard").all_inner_texts()
-
-    def download(self) -> bytes:
-        """The samples of the WAV file that the page offers, as PCM16."""
-        with self.page.expect_download() as download:
-            self.press("Download WAV")
-        assert re.fullmatch(r"[\w-]+-\d+\.wav", download.value.suggested_filename)
-        with wave.open(io.BytesIO(Path(download.value.path()).read_bytes())) as file:
-            assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 24000)
-            samples: bytes = file.readframes(file.getnframes())
-            return samples
-
 
 Visits = Callable[..., Visit]
 
@@ -186,6 +111,21 @@ def test_what_is_typed_is_heard(visit: Visits, gateway: Gateway, triton: Server)
     assert lit, "no word was lit"
     assert [word for word, _ in lit] == [word for word in WORDS if word in dict(lit)]  # a slow machine may skip one
     assert all(clock >= onsets[word] - 0.05 for word, clock in lit)
+
+
+def test_each_sample_reaches_the_loudspeaker(visit: Visits, gateway: Gateway, triton: Server) -> None:
+    audio, _ = engine(triton, SHORT, seed=SEED)
+    user = visit(gateway, bypass_csp=True)  # the page's policy would not let the listener in
+    user.page.evaluate(TAP)
+    user.write(SHORT)
+    for _ in range(5):  # the machine may be too busy for one without an underrun
+        user.page.evaluate("tapped.length = 0")
+        user.press("Speak")
+        user.says("^Spoken")
+        if user.page.locator("#gaps").inner_text() == "0":
+            break
+    tapped = np.rint(np.array(user.page.evaluate("tapped")) * 32767).astype("<i2").tobytes().strip(b"\0")
+    assert tapped == audio.strip(b"\0")
 
 
 def test_stop_says_what_was_heard(visit: Visits, gateway: Gateway, triton: Server) -> None:
@@ -330,32 +270,6 @@ def test_on_a_phone(visit: Visits, gateway: Gateway) -> None:
     expect(user.page.get_by_role("button", name="Stop")).to_be_in_viewport()
     user.page.get_by_role("button", name="Stop").tap()
     user.says("^Stopped")
-
-
-# The worklet's processor, driven block by block: a stretch of loud sound that comes with gaps.
-DRIVE = """async (steps) => {
-  let processor;
-  const told = [];
-  Object.assign(globalThis, { sampleRate: 24000, currentTime: 0 });
-  globalThis.AudioWorkletProcessor = class { port = { postMessage: (message) => told.push(message) } };
-  globalThis.registerProcessor = (name, kind) => { processor = new kind(); };
-  await import("/player-worklet.js");
-  const out = [];
-  for (const step of steps) {
-    if (typeof step !== "number") {
-      if (step.samples) step.samples = Float32Array.from(step.samples);
-      processor.port.onmessage({ data: step });
-      continue;
-    }
-    for (let block = 0; block < step; block++) {
-      const output = new Float32Array(128);
-      processor.process([], [[output]]);
-      out.push(...output);
-      globalThis.currentTime += 128 / sampleRate;
-    }
-  }
-  return [out, told];
-}"""
 
 
 def drive(user: Visit, *steps: int | dict[str, Any]) -> tuple[list[float], list[dict[str, Any]]]:
