@@ -20,6 +20,7 @@ ENV TRITON_CACHE_DIR=/var/cache/stream-dia2/triton
 # Dependencies first, so that a change of the code does not download them again.
 ARG DEVICE=cuda
 COPY requirements.lock pyproject.toml ./
+COPY gateway/requirements.lock gateway/pyproject.toml gateway/
 COPY scripts/install.sh scripts/
 RUN scripts/install.sh --container --device "${DEVICE}"
 
@@ -29,7 +30,8 @@ USER 10001
 ENV HF_HOME=/var/cache/stream-dia2/huggingface
 
 # Settings of the engine, all optional: DIA2_CHECKPOINT, DIA2_VOICES, DIA2_SLOTS, ... (README.md).
-EXPOSE 8000 8001 8002
+# 8080: the gateway, if it is started with --gateway --gateway-config FILE.
+EXPOSE 8000 8001 8002 8080
 VOLUME /var/cache/stream-dia2
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m \

@@ -17,6 +17,7 @@ readonly CPU_INDEX=https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+locks=("$root/requirements.lock" "$root/gateway/requirements.lock")
 python=${PYTHON:-python3}
 env='' device='' reuse=no container=no
 
@@ -72,18 +73,18 @@ stamp() {
     {
         "$python" -c 'import sys; print(sys.version, sys.base_prefix)'
         echo "$root $env $device $reuse"
-        cat "${BASH_SOURCE[0]}" "$root/requirements.lock"
+        cat "${BASH_SOURCE[0]}" "${locks[@]}"
         [[ $reuse == no ]] || loose_requirements
     } | sha256sum
 }
 
-# The published dependencies, unpinned, from pyproject.toml.
+# The published dependencies, unpinned, from pyproject.toml; without those that are in this checkout.
 loose_requirements() {
-    "$python" - "$root/pyproject.toml" "$root/client/pyproject.toml" <<'PY'
+    "$python" - "$root/pyproject.toml" "$root/client/pyproject.toml" "$root/gateway/pyproject.toml" <<'PY'
 import sys, tomllib
 for path in sys.argv[1:]:
     with open(path, "rb") as file:
-        print(*tomllib.load(file)["project"]["dependencies"], sep="\n")
+        print(*(line for line in tomllib.load(file)["project"]["dependencies"] if line != "dia2-client"), sep="\n")
 PY
 }
 
@@ -101,7 +102,7 @@ install_packages() {
     fi
     say "installing the locked packages"
     # The lock is complete, so nothing may be resolved behind its back.
-    pip install -qq --no-deps -r "$root/requirements.lock"
+    pip install -qq --no-deps "${locks[@]/#/--requirement=}"
     install_torch -c "$root/requirements.lock"
 }
 
@@ -123,7 +124,7 @@ install_into_container() {
     local lock
     export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1
     lock=$(mktemp)
-    grep -v '^numpy==' "$root/requirements.lock" >"$lock"
+    grep -hv '^numpy==' "${locks[@]}" >"$lock"
     # Not uninstalling what is there first: the distribution's own packages cannot be.
     pip install -qq --no-deps --ignore-installed -r "$lock"
     install_torch -c "$lock"
@@ -146,11 +147,11 @@ link_checkout() {
     local site bin command module
     site=$("$env_python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     bin=$("$env_python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
-    printf '%s\n' "$root" "$root/client" >"$site/stream-dia2.pth"
+    printf '%s\n' "$root" "$root/client" "$root/gateway" >"$site/stream-dia2.pth"
     while read -r command module; do
         printf '#!%s\nimport sys\n\nfrom %s import main\n\nsys.exit(main())\n' "$env_python" "$module" >"$bin/$command"
         chmod +x "$bin/$command"
-    done <<<$'dia2-say dia2_client.cli\ndia2-voice dia2_engine.voice.cli'
+    done <<<$'dia2-say dia2_client.cli\ndia2-voice dia2_engine.voice.cli\ndia2-gateway dia2_gateway.cli'
 }
 
 [[ $device =~ ^(cpu|cuda)$ ]] || die "--device cpu|cuda is required"

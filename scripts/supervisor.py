@@ -33,6 +33,11 @@ PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None)
 
 
+def say(line: str) -> None:
+    """One line to the person who watches."""
+    print(f"launch_triton: {line}", file=sys.stderr, flush=True)
+
+
 class StartError(Exception):
     """The server cannot run; the message says why and where to look."""
 
@@ -158,7 +163,7 @@ class TritonServer:
     def __exit__(self, *exception: object) -> None:
         if self._group is not None:
             if self._ready:
-                print(f"launch_triton: stopping; live streams have {STREAMS_DEADLINE_S} s", file=sys.stderr, flush=True)
+                say(f"stopping; live streams have {STREAMS_DEADLINE_S} s")
                 self._group.terminate()
                 if not self._group.ends_within(STREAMS_DEADLINE_S):
                     self._stop_file.touch()
@@ -177,7 +182,7 @@ class TritonServer:
         """Start it on the given ports; 0 is any free one. Raises StartError if one is taken."""
         self._ports = dict(ports)
         for name, port in ports.items():
-            if port and not _is_free(self._host, port):
+            if port and not is_free(self._host, port):
                 raise StartError(f"port {port} is taken; choose another with --{name}-port, or 0 for any free one")
         free = iter(free_ports(3, self._host))
         chosen = {name: port or next(free) for name, port in ports.items()}
@@ -223,21 +228,21 @@ class TritonServer:
                     raise StartError(self._describe_end())
             if time.monotonic() - said_s >= PROGRESS_S:
                 said_s = time.monotonic()
-                print(f"launch_triton: loading ... {said_s - started_s:.0f} s", file=sys.stderr, flush=True)
+                say(f"loading ... {said_s - started_s:.0f} s")
             Signals.nap()
         self._ready = True
-        print(f"launch_triton: ready after {time.monotonic() - started_s:.1f} s", file=sys.stderr, flush=True)
+        say(f"ready after {time.monotonic() - started_s:.1f} s")
 
-    def wait(self) -> str:
-        """Wait for the server to end by itself, or to lose an engine, and say how it did."""
+    def end(self) -> str | None:
+        """How it ended by itself, or lost an engine; None while it runs."""
         assert self._group is not None
-        while self._group.poll() is None:
-            # Triton does not restart the process of a model, and goes on to call itself ready without it.
-            if self._group.has_lost_a_process():
-                self._ready = False  # what is live now will not end by itself
-                return f"an engine's process has died\n{self._log_end()}"
-            Signals.nap(WATCH_S)
-        return self._describe_end()
+        if self._group.poll() is not None:
+            return self._describe_end()
+        # Triton does not restart the process of a model, and goes on to call itself ready without it.
+        if self._group.has_lost_a_process():
+            self._ready = False  # what is live now will not end by itself
+            return f"an engine's process has died\n{self._log_end()}"
+        return None
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection(self.addresses["http"], timeout=2)
@@ -277,12 +282,13 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     ports: list[int] = []
     while len(ports) < count:
         port = next(candidates)
-        if port not in ports and _is_free(host, port):
+        if port not in ports and is_free(host, port):
             ports.append(port)
     return ports
 
 
-def _is_free(host: str, port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
+    """Whether one can listen there. Raises StartError if `host` is no address of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
