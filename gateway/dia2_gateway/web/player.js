@@ -96,7 +96,8 @@ export class Player {
     const last = this.#runs.at(-1);
     if (event === "run") {
       this.#runs.push({ time, position });
-      if (!last) this.onfirst(this.#heardAt(time));
+      // It was rendered before now; a browser's clock that has it heard before now, too, ignores the latency.
+      if (!last) this.onfirst(Math.max(this.#heardAt(time), performance.now()));
       else this.ongap(time - (last.time + (position - last.position) / this.rate));
       return;
     }
