@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
                 app,
                 http="httptools",
                 ws="websockets-sansio",
-                loop="uvloop",
+                loop="asyncio",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
