@@ -134,6 +134,35 @@ async def test_barge_in_tells_what_was_heard(gateway: Gateway, triton: Server) -
 
 
 @in_loop
+async def test_what_comes_behind_a_cancel_is_for_the_next_utterance(gateway: Gateway, triton: Server) -> None:
+    """It need not wait for the answer; and a cancel may come before the utterance has even begun."""
+    audio, _ = await directly(triton, LINE, seed=SEED)
+    async with talking(gateway.ws_url) as talk:
+        for heard_first in (True, False):
+            await talk.send("tts", text=LONG)
+            heard = await talk.hear_audio() if heard_first else None
+            await talk.send("cancel")
+            await talk.send("start", seed=SEED)
+            await talk.send("text", text=LINE)
+            await talk.send("close")
+            assert (await talk.hear(heard)).last["type"] == "cancelled"
+            assert (await talk.hear()).audio == audio
+
+
+@in_loop
+async def test_a_refused_text_leaves_no_options_behind(make_gateway: Any, triton: Server) -> None:
+    gateway = make_gateway(limits={"characters_per_request": len(LINE)})
+    audio, _ = await directly(triton, LINE, voice="anna", seed=SEED)
+    async with talking(gateway.ws_url) as talk:
+        await talk.send("start", voice="anna", seed=SEED)
+        await talk.send("tts", text=LONG, voice="ben", format="wav")
+        check_refusal(await talk.event(), "text", f"allowed: {len(LINE)}")
+        await talk.send("text", text=LINE)
+        await talk.send("close")
+        assert (await talk.hear()).audio == audio
+
+
+@in_loop
 async def test_cancel_without_a_position_tells_every_word(gateway: Gateway) -> None:
     async with talking(gateway.ws_url) as talk:
         await talk.send("tts", text=LONG)
