@@ -38,6 +38,7 @@ class Backend:
         self.address = address
         self.client = _client(address)
         self.ready = False
+        self._told: bool | None = None  # of it in the log
         self.live = 0  # utterances that it has of us
         self.taken = 0  # that it ever had
         self.sample_rate = 0
@@ -63,8 +64,9 @@ class Backend:
         await self.client.close()
 
     def _note(self, ready: bool, reason: str | None = None) -> None:
-        if ready != self.ready:
-            self.ready = ready
+        self.ready = ready
+        if ready != self._told:
+            self._told = ready
             told = {"backend": self.address, "reason": reason}
             log.warning("back end is %s", "ready" if ready else "not ready", extra=told)
 

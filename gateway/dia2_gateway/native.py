@@ -80,13 +80,19 @@ class Conversation:
                 await self._tell(_error(error))
 
     async def _take(self, message: Message) -> None:
-        """Does what a message says, without waiting. Raises ApiError if it cannot be done, and then nothing is."""
+        """Does what a message says. Raises ApiError if it cannot be done, and then nothing is.
+
+        Nothing here waits, but for the end of an utterance that was cancelled: what comes behind is for the next one.
+        """
         if message.get("text") is None:
             raise BadRequest("messages are text, not binary")
         kind = Fields.from_json(message["text"], None).text("type")
         if kind not in FIELDS:
             raise refused("type", kind, ", ".join(FIELDS))
         fields = Fields.from_json(message["text"], FIELDS[kind])
+        if self._turn is not None and self._turn.cancelled and kind != "cancel":
+            assert self._task is not None
+            await asyncio.wait([self._task])
         if self._skipping and kind in ("text", "flush", "close"):
             self._skipping = kind != "close"
             return
@@ -96,10 +102,10 @@ class Conversation:
                 raise BadRequest("an utterance is live; wait for done, or cancel it", field="type")
             start = Start.read(fields)
             self._speech.resolve_voice(start.options["voice"])
-            text = fields.required_text("text") if kind == "tts" else ""
-            self._start = start
             if kind == "tts":
-                self._add(text, close=True)
+                self._begin(start, fields.required_text("text"), close=True)
+            else:
+                self._start = start
         elif kind == "text":
             self._add(_text(fields))
         elif kind == "cancel":
@@ -112,11 +118,13 @@ class Conversation:
         if self._turn is not None:
             self._turn.add(text, flush=flush, close=close)
             return
-        if flush or (close and not text):
+        if flush or close:
             raise BadRequest(f"there is nothing to {'flush' if flush else 'close'}: no text has come", field="type")
-        if not text:
-            return  # language models like to begin with nothing
-        start = self._start or Start.read(Fields({}, ()))
+        if text:  # language models like to begin with nothing
+            self._begin(self._start or Start.read(Fields({}, ())), text)
+
+    def _begin(self, start: Start, text: str, *, close: bool = False) -> None:
+        """An utterance, with its first text. Raises BadRequest."""
         turn = Turn(start, self._speech.open(self._caller, **start.options), self._caller.allowance)
         turn.add(text, close=close)
         self._start = None
@@ -172,8 +180,8 @@ class Conversation:
                 try:
                     await turn.utterance.send(text, flush=flush, close=close)
                 except ApiError as error:
-                    if turn.utterance.failure is not None or turn.cancelled:
-                        return  # it is told where it is heard
+                    if turn.utterance.failure is not None or turn.cancelled or self._turn is not turn:
+                        return  # how it ended is told where it is heard
                     await self._tell(_error(error))
 
     async def _hear(self, turn: Turn) -> None:

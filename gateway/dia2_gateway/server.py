@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from starlette.applications import Starlette
 from .config import Config
 from .errors import ConfigError
 from .speech import Speech
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 # For a caller who takes nothing, so much waits in the kernel; without it, megabytes would. It is enough for 1 MB/s
@@ -48,7 +51,7 @@ class Server(uvicorn.Server):
                 app,
                 http="httptools",
                 ws="websockets-sansio",
-                loop="uvloop",
+                loop="asyncio",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -68,8 +71,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self._ready_file is not None and sockets:
-            host, port = sockets[0].getsockname()[:2]
+        assert sockets
+        host, port = sockets[0].getsockname()[:2]
+        log.info("listening", extra={"host": host, "port": port})
+        if self._ready_file is not None:
             unfinished = self._ready_file.with_suffix(".tmp")
             unfinished.write_text(json.dumps({"host": host, "port": port, "pid": os.getpid()}))
             unfinished.rename(self._ready_file)

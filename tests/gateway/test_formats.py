@@ -16,7 +16,7 @@ from dia2_client import pcm16
 from dia2_gateway.errors import BadRequest
 from dia2_gateway.formats import AudioFormat, Encoder
 from dia2_gateway.formats.audio_format import OFFERS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -134,6 +134,7 @@ def test_the_signal_comes_through_however_it_is_cut(format: AudioFormat) -> None
     assert np.abs(error).max() < largest_error
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(FORMATS),
     st.just(0) | st.integers(min_value=240, max_value=9000),
@@ -150,7 +151,7 @@ def test_any_length_cut_anywhere(format: AudioFormat, length: int, cuts: list[in
 
 
 # What an encoder may keep back of chunks of 80 ms, in ms. MP3 and AAC: their delay, and less than a frame.
-HELD_BACK_MS = {"pcm": 4.1, "wav": 4.1, "ulaw": 4.1, "alaw": 4.1, "flac": 24, "mp3": 100, "opus": 7, "aac": 90}
+HELD_BACK_MS = {"pcm": 4.2, "wav": 4.2, "ulaw": 4.2, "alaw": 4.2, "flac": 24, "mp3": 100, "opus": 7, "aac": 90}
 
 
 @FORMAT

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
+import yaml
+from dia2_gateway.native import FIELDS
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.server.conftest import Server
@@ -127,6 +131,35 @@ async def test_barge_in_tells_what_was_heard(gateway: Gateway, triton: Server) -
         again = await talk.say("One two three four.")  # the connection takes the next one, and no old audio comes
     assert [word["text"] for word in again.words] == ["One", "two", "three", "four."]
     assert again.last["seconds"] == len(again.audio) / 48000
+
+
+@in_loop
+async def test_what_comes_behind_a_cancel_is_for_the_next_utterance(gateway: Gateway, triton: Server) -> None:
+    """It need not wait for the answer; and a cancel may come before the utterance has even begun."""
+    audio, _ = await directly(triton, LINE, seed=SEED)
+    async with talking(gateway.ws_url) as talk:
+        for heard_first in (True, False):
+            await talk.send("tts", text=LONG)
+            heard = await talk.hear_audio() if heard_first else None
+            await talk.send("cancel")
+            await talk.send("start", seed=SEED)
+            await talk.send("text", text=LINE)
+            await talk.send("close")
+            assert (await talk.hear(heard)).last["type"] == "cancelled"
+            assert (await talk.hear()).audio == audio
+
+
+@in_loop
+async def test_a_refused_text_leaves_no_options_behind(make_gateway: Any, triton: Server) -> None:
+    gateway = make_gateway(limits={"characters_per_request": len(LINE)})
+    audio, _ = await directly(triton, LINE, voice="anna", seed=SEED)
+    async with talking(gateway.ws_url) as talk:
+        await talk.send("start", voice="anna", seed=SEED)
+        await talk.send("tts", text=LONG, voice="ben", format="wav")
+        check_refusal(await talk.event(), "text", f"allowed: {len(LINE)}")
+        await talk.send("text", text=LINE)
+        await talk.send("close")
+        assert (await talk.hear()).audio == audio
 
 
 @in_loop
@@ -280,6 +313,34 @@ async def test_a_caller_who_leaves_frees_the_slot(gateway: Gateway, triton: Serv
         await talk.hear_audio()
     triton.settle(live_streams=0, queued_streams=0)
     gateway.settle()
+
+
+@in_loop
+async def test_the_description_is_true(gateway: Gateway) -> None:
+    """docs/gateway-stream.asyncapi.yaml has the fields that are read, and every event is as it says."""
+    file = Path(__file__).parents[2] / "docs" / "gateway-stream.asyncapi.yaml"
+    components = yaml.safe_load(file.read_text())["components"]
+    payloads = {
+        message["payload"]["properties"]["type"]["const"]: (name, message["payload"])
+        for name, message in components["messages"].items()
+        if message["payload"]["type"] == "object"
+    }
+    assert {kind: set(payloads[kind][1]["properties"]) for kind in FIELDS} == {k: set(v) for k, v in FIELDS.items()}
+
+    async with talking(gateway.ws_url) as talk:
+        events = (await talk.say("One two three four.", audio="json")).events
+        events += (await talk.say("One two three four.", top_k=-1)).events
+        await talk.send("tts", text=LONG)
+        heard = await talk.hear_audio()
+        await talk.send("cancel", played_s=0.1)
+        events += (await talk.hear(heard)).events
+        await talk.send("text")
+        events.append(await talk.event())
+    assert {event["type"] for event in events} == set(payloads) - set(FIELDS)
+    for event in events:
+        schema = {"$ref": f"#/components/messages/{payloads[event['type']][0]}/payload", "components": components}
+        jsonschema_rs.validate(schema, event)
+        assert set(event) <= set(payloads[event["type"]][1]["properties"])
 
 
 @in_loop

@@ -248,8 +248,12 @@ def test_a_lost_connection(visit: Visits, make_gateway: Callable[..., Gateway]) 
     assert user.download()
 
 
-def test_says_that_sound_needs_https(visit: Visits, gateway: Gateway) -> None:
-    user = visit(replace(gateway, url=gateway.url.replace("127.0.0.1", "gateway.test")))
+def test_says_that_sound_needs_https(visit: Visits, make_gateway: Callable[..., Gateway]) -> None:
+    key = new_key()
+    gateway = make_gateway(keys={"tester": {"sha256": digest(key)}})  # without, only this machine's names are served
+    user = visit(replace(gateway, url=gateway.url.replace("127.0.0.1", "gateway.test")), refused=True)
+    user.page.get_by_label("API key").fill(key)
+    user.press("Use this key")
     user.press("Speak")
     user.complains("No audio output.*HTTPS")
 

@@ -109,7 +109,7 @@ async function sound() {
   try {
     const output = await wake();
     if (!output)
-      alert({ title: "The browser keeps silent", text: "It wants to see a press on Speak. Press it again." });
+      alert({ title: "The browser keeps silent", text: "It has not opened its audio output. Press Speak again." });
     return output;
   } catch {
     player = null;

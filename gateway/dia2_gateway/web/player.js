@@ -96,7 +96,8 @@ export class Player {
     const last = this.#runs.at(-1);
     if (event === "run") {
       this.#runs.push({ time, position });
-      if (!last) this.onfirst(this.#heardAt(time));
+      // It was rendered before now; a browser's clock that has it heard before now, too, ignores the latency.
+      if (!last) this.onfirst(Math.max(this.#heardAt(time), performance.now()));
       else this.ongap(time - (last.time + (position - last.position) / this.rate));
       return;
     }
@@ -115,10 +116,12 @@ export class Player {
 
   // The context's time of the sample that leaves the loudspeaker now.
   #audible() {
-    const { contextTime = 0, performanceTime = 0 } = this.#context.getOutputTimestamp();
     const { currentTime, outputLatency, baseLatency } = this.#context;
-    if (!contextTime) return currentTime - (outputLatency || baseLatency || 0);
-    return Math.min(currentTime, contextTime + (performance.now() - performanceTime) / 1000);
+    const { contextTime = 0, performanceTime = 0 } = this.#context.getOutputTimestamp();
+    const age_ms = performance.now() - performanceTime;
+    // The finer clock; but WebKit's is ahead of `performance`, and none moves while the device sleeps.
+    if (contextTime && age_ms >= 0 && age_ms < 1000) return Math.min(currentTime, contextTime + age_ms / 1000);
+    return currentTime - (outputLatency || baseLatency || 0);
   }
 
   // The time of `performance`, in ms, at which what the context renders at `time` is heard.
