@@ -60,6 +60,7 @@ def test_the_model_declares_the_contract(server: Server) -> None:
         "AUDIO": ("TYPE_FP32", ["-1"]),
         "AUDIO_PCM16": ("TYPE_STRING", ["1"]),
         "WORDS": ("TYPE_STRING", ["-1"]),
+        "VOICES": ("TYPE_STRING", ["-1"]),
     }
 
 
