@@ -147,7 +147,8 @@ def test_any_length_cut_anywhere(format: AudioFormat, length: int, cuts: list[in
     if data:
         frame, delay = frame_and_delay(format)
         padding = len(decode(format, data)) - length * format.sample_rate / SOURCE_RATE - delay
-        assert -1 < padding < frame + 1
+        overlap = 48 if format.codec == "mp3" else 1  # LAME fills up a frame that ends so far behind the last sample
+        assert -1 < padding < frame + overlap
 
 
 # What an encoder may keep back of chunks of 80 ms, in ms. MP3 and AAC: their delay, and less than a frame.

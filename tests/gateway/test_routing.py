@@ -55,6 +55,7 @@ async def test_text_moves_until_it_is_heard(
             await talk.hear_audio()
         assert (live(gateway, mortal), live(gateway, triton)) == (1, 1)
     gateway.settle()
+    mortal.settle(live_streams=0)
 
     with Client(mortal.grpc_url) as client, client.session() as session:  # another caller has filled it
         session.send(LONG)
