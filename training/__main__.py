@@ -11,6 +11,8 @@ STAGES = {
     "clips": "data.clips",
     "codec": "codec.train",
     "export": "codec.export",
+    "speed": "codec.speed",
+    "run": "run",
     "check": "check",
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.clips import read_shard, shards
 from .losses import LABEL_SAMPLES
-from .shape import FRAME_SAMPLES, Shape
+from .shape import FRAME_SAMPLES, SAMPLE_RATE, Shape
 
 PHONEMES = 256  # ids of Piper's voices are below
 
@@ -34,9 +34,18 @@ class Crops:
         self._audio = torch.zeros(0, dtype=torch.int16, device=device)
         self._labels = torch.zeros(0, dtype=torch.uint8, device=device)  # [samples / LABEL_SAMPLES]
 
+    @classmethod
+    def noise(cls, *, hours: float, device: torch.device) -> Crops:
+        """White noise and random phonemes, to measure speed with."""
+        crops = cls(Path(), "", device)
+        labels = round(hours * 3600 * SAMPLE_RATE) // LABEL_SAMPLES
+        crops._audio = torch.randint(-3000, 3000, (labels * LABEL_SAMPLES,), dtype=torch.int16, device=device)
+        crops._labels = torch.randint(0, 150, (labels,), dtype=torch.uint8, device=device)
+        return crops
+
     @property
     def hours(self) -> float:
-        return self._audio.shape[0] / 24000 / 3600
+        return self._audio.shape[0] / SAMPLE_RATE / 3600
 
     def refresh(self) -> None:
         """Take in the shards that were finished since. They are read in order: a gap hides what is behind it."""

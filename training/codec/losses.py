@@ -32,7 +32,8 @@ def mel_filters(window: int, bands: int) -> Tensor:
 def spectrum(audio: Tensor, shape: Tensor, hop: int) -> Tensor:
     """[..., samples] -> complex [..., frames, window / 2 + 1], windowed by `shape` and of unit gain."""
     frames = audio.unfold(-1, shape.shape[0], hop) * shape
-    return torch.fft.rfft(frames) * (2 / shape.shape[0])
+    values: Tensor = torch.fft.rfft(frames) * (2 / shape.shape[0])
+    return values
 
 
 class MelLoss(nn.Module):
@@ -76,7 +77,7 @@ class PhonemeHead(nn.Module):
 class Discriminator(nn.Module):
     """Tells synthesised from coded audio, by the complex spectrum at one resolution."""
 
-    def __init__(self, window: int, channels: int = 16, layers: int = 4) -> None:
+    def __init__(self, window: int, channels: int = 24, layers: int = 4) -> None:
         super().__init__()
         self.hop = window // 2
         self.register_buffer("shape", torch.hann_window(window), persistent=False)

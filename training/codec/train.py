@@ -29,13 +29,15 @@ from .model import Codec
 from .shape import Shape
 from .state import FILE, Run, make_moments
 
+COMPILE_MODES = ("none", "default", "reduce-overhead")
 _WARMUP_STEPS = 300
 _AVERAGING = 0.999
 _CLIP = 1.0
 _LOG_STEPS = 50
 _TEST_STEPS = 500
 _TEST_DRAW = 1 << 40  # a step number that training never reaches: the test crops are always the same
-_SAVE_S = 150
+_SAVE_S = 150.0
+_REFRESH_S = 20.0
 _WEIGHTS = {"mel": 1.0, "commitment": 0.25, "phonemes": 0.1, "adversarial": 0.1, "features": 0.2}
 
 
@@ -98,6 +100,7 @@ class Trainer:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step of everything. Returns the losses, on the device."""
         run, judging = self.run, self.judging
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         for optimizer in run.optimizers.values():
             optimizer.param_groups[0]["lr"] = self.rate()
         losses = dict(self._losses(batch, judging))
@@ -170,7 +173,7 @@ def _weighted(losses: dict[str, Tensor]) -> Tensor:
 def train(trainer: Trainer, data: Path, out: Path, minutes: float, *, wait_s: float = 600) -> None:
     """Steps until the run's end or the piece's. Waits for the first shards, and takes in new ones as they come."""
     run, settings = trainer.run, trainer.settings
-    began = saved = time.monotonic()
+    began = saved = refreshed = time.monotonic()
     crops, test = Crops(data, "train", trainer.device), Crops(data, "test", trainer.device)
     sizes = {"batch": settings.batch, "frames": settings.frames}
     crops.refresh()
@@ -198,7 +201,9 @@ def train(trainer: Trainer, data: Path, out: Path, minutes: float, *, wait_s: fl
             trainer.settle()
             run.save(out)
             saved = now
+        if now - refreshed > _REFRESH_S:
             crops.refresh()
+            refreshed = now
         mark = time.monotonic()
     trainer.settle()
     run.save(out)
@@ -216,9 +221,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--judges-from", type=float, default=Settings.judges_from, help="share of the steps")
     parser.add_argument("--start", type=Path, help="exported codec to begin with, if RUN has no state")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--compile", default="none", choices=("none", "default", "reduce-overhead", "max-autotune-no-cudagraphs")
-    )
+    parser.add_argument("--compile", default="none", choices=COMPILE_MODES)
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     settings = Settings(args.steps, batch=args.batch, rate=args.rate, judges_from=args.judges_from)

@@ -1,6 +1,6 @@
 """Stage `clips`: sentences spoken by many speakers, in shards.
 
-    python -m training clips data/ --set train --hours 10 --processes 14
+    python -m training clips data/ --processes 14
 
 Every speaker is the one Piper voice, played faster or slower: that moves pitch and formants together, as a smaller
 or larger speaker's would be, and Piper's length scale compensates for the speed. Clip i has its sentence and its
@@ -143,24 +143,25 @@ def read_shard(index: Path) -> Iterator[tuple[Clip, NDArray[np.int16]]]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="training clips", description="Synthesise DATA/train or DATA/test.")
+    parser = argparse.ArgumentParser(prog="training clips", description="Synthesise DATA/test, then DATA/train.")
     parser.add_argument("data", type=Path, metavar="DATA")
-    parser.add_argument("--set", choices=("train", "test"), default="train", dest="which")
-    parser.add_argument("--clips", type=int, default=15360, help="rounded up to whole shards of 64")
+    parser.add_argument("--test-clips", type=int, default=HELD_OUT_SENTENCES, help="rounded up to whole shards of 64")
+    parser.add_argument("--train-clips", type=int, default=15360, help="likewise")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no shard after so long")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no shard after so long")
     parser.add_argument("--seed", type=int, default=6)
     args = parser.parse_args(argv)
-    texts = sentences.read(args.data / "sentences.jsonl")
-    (args.data / args.which).mkdir(parents=True, exist_ok=True)
-    done = {int(path.stem) for path in shards(args.data, args.which)}
-    wanted = [shard for shard in range(-(-args.clips // SHARD_CLIPS)) if shard not in done]
-    began = time.monotonic()
-    write = partial(write_shard, args.data, args.which, texts=texts, seed=args.seed, deadline=began + 60 * args.minutes)
-    audio_s = 0.0
+    texts = sentences.read(args.data)
+    began, audio_s = time.monotonic(), 0.0
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
-        for written_s in pool.map(write, wanted):
-            audio_s += written_s
-            speed = audio_s / (time.monotonic() - began)
-            print(f"{len(shards(args.data, args.which))} shards, {audio_s / 3600:.2f} h, {speed:.1f} x real time")
+        write = partial(write_shard, texts=texts, seed=args.seed, deadline=began + 60 * args.minutes)
+        for which, count in (("test", args.test_clips), ("train", args.train_clips)):
+            (args.data / which).mkdir(parents=True, exist_ok=True)
+            done = {int(path.stem) for path in shards(args.data, which)}
+            wanted = [shard for shard in range(-(-count // SHARD_CLIPS)) if shard not in done]
+            for written_s in pool.map(partial(write, args.data, which), wanted):
+                audio_s += written_s
+                speed = audio_s / (time.monotonic() - began)
+                found = len(shards(args.data, which))
+                print(f"{which}: {found} shards; {audio_s / 3600:.2f} h at {speed:.1f} x real time", flush=True)
     return 0

@@ -10,6 +10,7 @@ needs neither of the two packages. The last sentences are held out: no training 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import random
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from .everyday import Everyday
 
+FILE = "sentences.jsonl.gz"
 _EXAMPLE = re.compile(r'; "([^"]+)"')
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z' ,]*[a-z][.?!]?")
 _OPENINGS = re.compile(
@@ -87,7 +89,7 @@ class Phonemizer:
         groups = "".join(symbols).split(" ")
         words = text.split()
         pieces = [(index, piece) for index, word in enumerate(words) for piece in self._pieces(word)]
-        offsets = _align([piece for _, piece in pieces], groups)
+        offsets = align([piece for _, piece in pieces], groups)
         starts = [-1] * len(words)
         for (word, _), offset in zip(pieces, offsets, strict=True):
             if starts[word] < 0:
@@ -107,7 +109,7 @@ class Phonemizer:
         return self._alone[word]
 
 
-def _align(pieces: Sequence[str], groups: Sequence[str]) -> list[int]:
+def align(pieces: Sequence[str], groups: Sequence[str]) -> list[int]:
     """The offset of each piece in the joined groups: each group is one piece, or a few neighbours spoken as one.
 
     The cheapest assignment by likeness, found by dynamic programming.
@@ -137,12 +139,19 @@ def _align(pieces: Sequence[str], groups: Sequence[str]) -> list[int]:
     return offsets[::-1]
 
 
-def read(path: Path) -> list[Sentence]:
-    return [Sentence(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+def read(data: Path) -> list[Sentence]:
+    text = gzip.decompress((data / FILE).read_bytes()).decode("utf-8")
+    return [Sentence(**json.loads(line)) for line in text.splitlines()]
+
+
+def write(data: Path, sentences: list[Sentence]) -> None:
+    data.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(asdict(sentence), separators=(",", ":"), ensure_ascii=False) + "\n" for sentence in sentences)
+    (data / FILE).write_bytes(gzip.compress("".join(lines).encode("utf-8"), mtime=0))
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="training sentences", description="Write DATA/sentences.jsonl.")
+    parser = argparse.ArgumentParser(prog="training sentences", description=f"Write DATA/{FILE}.")
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--count", type=int, default=16000)
     parser.add_argument("--seed", type=int, default=6)
@@ -157,8 +166,6 @@ def main(argv: list[str]) -> int:
             sentences.append(phonemize(text))
         except ValueError:
             refused += 1
-    args.data.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(asdict(sentence), separators=(",", ":"), ensure_ascii=False) + "\n" for sentence in sentences)
-    (args.data / "sentences.jsonl").write_text("".join(lines), encoding="utf-8")
+    write(args.data, sentences)
     print(f"{len(sentences)} sentences; {refused} refused, whose words could not be told apart")
     return 0

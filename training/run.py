@@ -1,0 +1,76 @@
+"""Stage `run`: what there is to do on the GPU, within a time limit.
+
+    python -m training run build/training --minutes 9 --steps 30000 --out $OUT
+
+Synthesis runs beside the codec's training, on the processor's other cores, and the trainer takes in shards as they are
+finished. At the end the codec is exported to OUT, with its curves and `resume.json`, which says what the next piece
+needs: on the same machine the same command, on another one the exported codec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .codec import export, train
+from .data import sentences, voice
+from .data.clips import HELD_OUT_SENTENCES, shards
+
+_EXPORT_S = 20.0  # kept back for the end
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="training run", description="Synthesise, train the codec and export it.")
+    parser.add_argument("data", type=Path, metavar="DATA", help="holds the sentences and the voice")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
+    parser.add_argument("--clips", type=int, default=15360)
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) - 4), help="that synthesise")
+    known, for_codec = parser.parse_known_args(argv)
+    deadline = time.monotonic() + 60 * known.minutes - _EXPORT_S
+
+    synthesis = _synthesise(known.data, known.clips, known.processes)
+    try:
+        minutes = (deadline - time.monotonic()) / 60
+        codec_run = known.data / "codec"
+        train.main([str(known.data), str(codec_run), f"--minutes={minutes:.3f}", *for_codec])
+    finally:
+        synthesis.terminate()
+        synthesis.wait()
+    mimi = known.out / "mimi"
+    export.main([str(codec_run), str(mimi)])
+    for name in ("curves.json", "curves.png"):
+        if (codec_run / name).exists():
+            shutil.copy(codec_run / name, known.out / name)
+    resume = {
+        "finished_shards": {which: len(shards(known.data, which)) for which in ("test", "train")},
+        "same_machine": ["python", "-m", "training", "run", *argv],
+        "other_machine": {
+            "carry": [str(known.data / sentences.FILE), str(known.data / voice.FILE), "mimi/"],
+            "command": ["python", "-m", "training", "run", *argv, "--start", "mimi"],
+        },
+    }
+    (known.out / "resume.json").write_text(json.dumps(resume, indent=1), encoding="utf-8")
+    return 0
+
+
+def _synthesise(data: Path, clips: int, processes: int) -> subprocess.Popen[bytes]:
+    """The held-out clips first, then the training set, in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        "clips",
+        str(data),
+        f"--test-clips={HELD_OUT_SENTENCES}",
+        f"--train-clips={clips}",
+        f"--processes={processes}",
+    ]
+    with (data / "clips.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
