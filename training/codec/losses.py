@@ -31,8 +31,8 @@ def mel_filters(window: int, bands: int) -> Tensor:
 
 def spectrum(audio: Tensor, shape: Tensor, hop: int) -> Tensor:
     """[..., samples] -> complex [..., frames, window / 2 + 1], windowed by `shape` and of unit gain."""
-    frames = audio.unfold(-1, shape.shape[0], hop) * shape
-    values: Tensor = torch.fft.rfft(frames) * (2 / shape.shape[0])
+    frames = audio.unfold(-1, shape.shape[0], hop) * (shape * (2 / shape.shape[0]))
+    values: Tensor = torch.fft.rfft(frames)
     return values
 
 

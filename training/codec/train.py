@@ -170,17 +170,18 @@ def _weighted(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack([_WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
 
 
-def train(trainer: Trainer, data: Path, out: Path, minutes: float, *, wait_s: float = 600) -> None:
+def train(trainer: Trainer, data: Path, out: Path, minutes: float, *, wait_s: float = 300) -> None:
     """Steps until the run's end or the piece's. Waits for the first shards, and takes in new ones as they come."""
     run, settings = trainer.run, trainer.settings
     began = saved = refreshed = time.monotonic()
     crops, test = Crops(data, "train", trainer.device), Crops(data, "test", trainer.device)
     sizes = {"batch": settings.batch, "frames": settings.frames}
-    crops.refresh()
-    while not crops.hours and time.monotonic() - began < wait_s:
-        time.sleep(1)
+    while not crops.hours:
         crops.refresh()
-    test.refresh()
+        test.refresh()
+        if time.monotonic() - began > wait_s:
+            raise TimeoutError(f"no clips in {data / 'train'} after {wait_s:g} s")
+        time.sleep(0 if crops.hours else 1)
     sums: dict[str, Tensor] = {}
     mark = time.monotonic()
     while run.step < settings.steps and time.monotonic() - began < 60 * minutes:
@@ -203,6 +204,7 @@ def train(trainer: Trainer, data: Path, out: Path, minutes: float, *, wait_s: fl
             saved = now
         if now - refreshed > _REFRESH_S:
             crops.refresh()
+            test.refresh()
             refreshed = now
         mark = time.monotonic()
     trainer.settle()
