@@ -47,6 +47,9 @@ def test_training_brings_the_sound_nearer(tones: Path) -> None:
     training, same = trainer(), batch(tones, 0)
     losses = [float(training.step(same)["mel"]) for _ in range(40)]
     assert losses[-1] < 0.9 * losses[0]
+    average = list(training.run.average.parameters())
+    assert not any(parameter.requires_grad for parameter in average)
+    assert not all(map(torch.equal, average, training.run.codec.parameters()))
 
 
 def test_what_is_said_teaches_the_encoder_through_the_first_codebook_alone(tones: Path) -> None:

@@ -46,6 +46,10 @@ class MelLoss(nn.Module):
             self.register_buffer(f"filters{window}", mel_filters(window, bands), persistent=False)
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
+        with torch.autocast(made.device.type, enabled=False):  # 16 bits are too coarse for quiet bands
+            return self._distance(made, real)
+
+    def _distance(self, made: Tensor, real: Tensor) -> Tensor:
         total = made.new_zeros(())
         for window, _ in _RESOLUTIONS:
             shape, filters = self.get_buffer(f"shape{window}"), self.get_buffer(f"filters{window}")
@@ -120,5 +124,6 @@ class Discriminators(nn.Module):
                 wanted = part(real)[1]
             adversarial = adversarial + (score - 1).square().mean()
             for layer, want in zip(layers, wanted, strict=True):
-                features = features + (layer - want).abs().mean() / want.abs().mean().clamp(min=1e-3) / len(layers)
+                distance = (layer - want).float().abs().mean() / want.float().abs().mean().clamp(min=1e-3)
+                features = features + distance / len(layers)
         return adversarial / len(self.parts), features / len(self.parts)

@@ -82,7 +82,8 @@ class Trainer:
         self._began_at = run.step
         self._losses: Callable[..., dict[str, Tensor]] = self._compute
         self._judge: Callable[[Tensor, Tensor], Tensor] = run.judges.judge
-        if compile_mode != "none":
+        self._compiled = compile_mode != "none"
+        if self._compiled:
             compiled: Any = torch.compile(mode=None if compile_mode == "default" else compile_mode, dynamic=False)
             self._losses, self._judge = compiled(self._compute), compiled(run.judges.judge)
 
@@ -100,7 +101,8 @@ class Trainer:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step of everything. Returns the losses, on the device."""
         run, judging = self.run, self.judging
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        if self._compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         for optimizer in run.optimizers.values():
             optimizer.param_groups[0]["lr"] = self.rate()
         losses = dict(self._losses(batch, judging))
@@ -110,7 +112,8 @@ class Trainer:
             losses["judges"] = self._autocast(self._judge, made.detach(), batch.audio)
             self._descend("judges_adam", losses["judges"])
         decay = min(_AVERAGING, (run.step + 1) / (run.step + 10))
-        torch._foreach_lerp_(list(run.average.parameters()), list(run.codec.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(run.average.parameters()), list(run.codec.parameters()), 1 - decay)
         run.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
