@@ -11,6 +11,7 @@ STAGES = {
     "clips": "data.clips",
     "codec": "codec.train",
     "export": "codec.export",
+    "tokens": "tokens",
     "speed": "codec.speed",
     "run": "run",
     "check": "check",

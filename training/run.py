@@ -4,7 +4,8 @@
 
 Synthesis runs beside the codec's training, on the processor's other cores, and the trainer takes in shards as they are
 finished. At the end the codec is exported to OUT, with its curves and `resume.json`, which says what the next piece
-needs: on the same machine the same command, on another one the exported codec.
+needs: on the same machine the same command, on another one the exported codec. When the codec's last step is done, the
+piece also waits for the clips that are still missing and writes all of them to OUT as tokens.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import torch
+
+from . import tokens
 from .codec import export, train
 from .data import sentences, voice
 from .data.clips import HELD_OUT_SENTENCES, shards
 
 _EXPORT_S = 20.0  # kept back for the end
+_TOKENS_S = 60.0  # likewise, in the piece that finishes the codec
 
 
 def main(argv: list[str]) -> int:
@@ -39,12 +45,19 @@ def main(argv: list[str]) -> int:
     try:
         minutes = (deadline - time.monotonic()) / 60
         codec_run = known.data / "codec"
-        train.main([str(known.data), str(codec_run), f"--minutes={minutes:.3f}", *for_codec])
+        finished = train.train_piece([str(known.data), str(codec_run), f"--minutes={minutes:.3f}", *for_codec])
+        if finished and deadline - time.monotonic() > _TOKENS_S:
+            with suppress(subprocess.TimeoutExpired):
+                synthesis.wait(deadline - time.monotonic() - _TOKENS_S)
     finally:
         synthesis.terminate()
         synthesis.wait()
     mimi = known.out / "mimi"
     export.main([str(codec_run), str(mimi)])
+    if finished:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        left_s = deadline + _EXPORT_S / 2 - time.monotonic()
+        tokens.encode_all(known.data, mimi, known.out / "tokens", device, seconds=left_s)
     for name in ("curves.json", "curves.png"):
         if (codec_run / name).exists():
             shutil.copy(codec_run / name, known.out / name)

@@ -9,6 +9,7 @@ import torch
 
 from dia2_engine.model.encoder import MimiEncoder
 from dia2_engine.model.mimi import MimiDecoder
+from training import tokens
 from training.codec.batches import Batch, Crops
 from training.codec.export import load_codec, save_codec
 from training.codec.model import Codec
@@ -16,6 +17,7 @@ from training.codec.quantizer import Codebook
 from training.codec.shape import FRAME_SAMPLES, Shape
 from training.codec.state import load_average
 from training.codec.train import Settings, Trainer, new_run, train
+from training.data.clips import read_shard, shards
 
 CPU = torch.device("cpu")
 TINY = Shape(hidden=24, filters=4, layers=1, heads=2, mlp=32, window=6, codebooks=3, codebook_size=16, codebook_dim=8)
@@ -164,3 +166,26 @@ def test_crops_have_the_phonemes_of_their_place(tones: Path) -> None:
 def test_a_shape_that_breaks_the_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="960"):
         Shape(ratios=(4, 4, 4, 4))
+
+
+def test_tokens_are_what_the_encoder_of_the_product_gives(tones: Path, codec_folder: Path, tmp_path: Path) -> None:
+    tokens.encode_all(tones, codec_folder, tmp_path, CPU)
+    utterances = tokens.read(tmp_path / "train.safetensors")
+    assert len(utterances) == 4
+    encoder = MimiEncoder.load(codec_folder, codebooks=3)
+    found = [pair for index in shards(tones, "train") for pair in read_shard(index)]
+    for utterance, (clip, samples) in zip(utterances, found, strict=True):
+        assert (utterance.text, utterance.onsets_s) == (clip.text, clip.onsets_s)
+        expected = encoder.encode(samples.astype("float32") / 32768)
+        assert (utterance.codes == expected).all()
+
+
+def test_padding_a_clip_to_the_length_of_its_neighbours_changes_no_token(tones: Path, codec_folder: Path) -> None:
+    codec, _ = load_codec(codec_folder)
+    (clip, samples), (other, longer) = read_shard(shards(tones, "train")[0])
+    shorter = samples[:9000]
+    (together, _), (alone,) = (
+        tokens.encode_shard(codec, clips, CPU) for clips in ([(clip, shorter), (other, longer)], [(clip, shorter)])
+    )
+    assert together.codes.shape == (3, 5)
+    assert (together.codes == alone.codes).all()

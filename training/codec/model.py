@@ -34,9 +34,7 @@ class Codec(nn.Module):
 
     def forward(self, audio: Tensor, used: Tensor, candidates: Tensor | None = None) -> Reconstruction:
         """audio [B, samples], whole frames; `used` [B] codebooks; see `ResidualQuantizer` for `candidates`."""
-        x = audio[:, None, None].contiguous(memory_format=torch.channels_last)
-        x = self.downsample(self.encoder_transformer(self.encoder(x)))
-        semantic, acoustic = self.quantizer(x, used, candidates)
+        semantic, acoustic = self.quantizer(self._latent(audio), used, candidates)
         x = self.decoder_transformer(self.upsample(semantic.latent + acoustic.latent))
         return Reconstruction(
             self.decoder(x)[:, 0, 0].float(),
@@ -44,3 +42,14 @@ class Codec(nn.Module):
             torch.cat((semantic.codes, acoustic.codes)),
             semantic.commitment + acoustic.commitment,
         )
+
+    @torch.no_grad()
+    def encode(self, audio: Tensor) -> Tensor:
+        """audio [B, samples], whole frames -> codes [codebooks, B, frames]."""
+        every = torch.full(audio.shape[:1], self.shape.codebooks, device=audio.device)
+        return torch.cat([part.codes for part in self.quantizer(self._latent(audio), every, None)])
+
+    def _latent(self, audio: Tensor) -> Tensor:
+        x = audio[:, None, None].contiguous(memory_format=torch.channels_last)
+        latent: Tensor = self.downsample(self.encoder_transformer(self.encoder(x)))
+        return latent

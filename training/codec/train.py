@@ -215,7 +215,8 @@ def train(trainer: Trainer, data: Path, out: Path, minutes: float, *, wait_s: fl
     curves.write(out, run.history)
 
 
-def main(argv: list[str]) -> int:
+def train_piece(argv: list[str]) -> bool:
+    """What the command says. Returns whether the run has taken its last step."""
     parser = argparse.ArgumentParser(prog="training codec", description="Train a codec on DATA; RUN keeps its state.")
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("run", type=Path, metavar="RUN")
@@ -239,4 +240,9 @@ def main(argv: list[str]) -> int:
         run.load(args.run)
         trainer.resumed()
     train(trainer, args.data, args.run, args.minutes)
+    return run.step >= settings.steps
+
+
+def main(argv: list[str]) -> int:
+    train_piece(argv)
     return 0
