@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,7 +51,8 @@ def main(argv: list[str]) -> int:
             with suppress(subprocess.TimeoutExpired):
                 synthesis.wait(deadline - time.monotonic() - _TOKENS_S)
     finally:
-        synthesis.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(synthesis.pid, signal.SIGTERM)  # its workers too
         synthesis.wait()
     mimi = known.out / "mimi"
     export.main([str(codec_run), str(mimi)])
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 
 def _synthesise(data: Path, clips: int, processes: int) -> subprocess.Popen[bytes]:
-    """The held-out clips first, then the training set, in a process of its own."""
+    """The held-out clips first, then the training set, in a process group of its own."""
     command = [
         sys.executable,
         "-m",
@@ -86,4 +88,5 @@ def _synthesise(data: Path, clips: int, processes: int) -> subprocess.Popen[byte
         f"--processes={processes}",
     ]
     with (data / "clips.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, process_group=0)
