@@ -1,0 +1,1 @@
+"""Sentences, and their synthesis into clips of several speakers."""
