@@ -7,6 +7,7 @@
     $python benchmarks/gateway.py --clients 1 4 --device cpu                     # a laptop's CPU, demo checkpoint
     $python benchmarks/gateway.py --checkpoint build/2b --device cuda --set slots=64 --set queue=256     # a GPU
     $python benchmarks/gateway.py --grpc localhost:8001 --slots 64               # a server that runs
+    $python benchmarks/gateway.py --paced                                        # a stand-in: what the way itself takes
     $python benchmarks/gateway.py --clients --carry 100 200 400                  # no engine at all
 
 The gateway is a process of this run, `dia2-gateway serve`, on this machine. Audio is PCM at 24 kHz.
@@ -36,7 +37,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,22 @@ def print_carried(row: dict[str, Any], *, header: bool) -> None:
     print(f"| {row['streams']} | {' | '.join(cells)} |", flush=True)
 
 
+@contextmanager
+def back_end(args: argparse.Namespace) -> Iterator[str]:
+    """The gRPC address of what the gateway is put in front of."""
+    if args.grpc:
+        yield args.grpc
+    elif args.paced:
+        with paced_servers(1, 1.0) as addresses:
+            yield addresses[0]
+    else:
+        options = ["--models", "dia2_session", "--device", args.device, *args.launch]
+        options += ["--checkpoint", args.checkpoint] if args.checkpoint else []
+        options += [part for setting in args.settings for part in ("--set", setting)]
+        with running_server(*options) as server:
+            yield server.grpc
+
+
 def build_parser() -> argparse.ArgumentParser:
     summary, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
@@ -271,6 +288,9 @@ def build_parser() -> argparse.ArgumentParser:
     server = parser.add_argument_group("server")
     server.add_argument("--grpc", metavar="HOST:PORT", help="gRPC address of a server that runs; else one is started")
     server.add_argument("--slots", type=int, help="with --grpc: streams that it takes at a time")
+    server.add_argument(
+        "--paced", action="store_true", help="a stand-in that makes a second of audio, the first at once"
+    )
     server.add_argument("--checkpoint", help="of the server to start (default: the demo checkpoint)")
     server.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     server.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
@@ -300,16 +320,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--seconds must be at least 2 more than --ramp")
     report: dict[str, Any] = {"machine": machine(), "first_audio": [], "carried": []}
     if args.clients:
-        options = ["--models", "dia2_session", "--device", args.device, *args.launch]
-        options += ["--checkpoint", args.checkpoint] if args.checkpoint else []
-        options += [part for setting in args.settings for part in ("--set", setting)]
-        with nullcontext() if args.grpc else running_server(*options) as server:
-            grpc = server.grpc if server else args.grpc
-            with running_gateway([grpc], args.slots or max(args.clients)) as gateway:
-                for clients in args.clients:
-                    row = asyncio.run(measure_first_audio(grpc, gateway, clients, args))
-                    print_first_audio(row, header=not report["first_audio"])
-                    report["first_audio"].append(row)
+        with back_end(args) as grpc, running_gateway([grpc], args.slots or max(args.clients)) as gateway:
+            for clients in args.clients:
+                row = asyncio.run(measure_first_audio(grpc, gateway, clients, args))
+                print_first_audio(row, header=not report["first_audio"])
+                report["first_audio"].append(row)
     if args.carry:
         with paced_servers(args.processes, args.seconds) as backends:
             for streams in args.carry:

@@ -13,6 +13,7 @@ import pytest
 from dia2_gateway.config import Config, Key, Limits, is_loopback
 from dia2_gateway.errors import ConfigError
 from dia2_gateway.keys import Keyring
+from dia2_gateway.server import listen
 
 from .conftest import toml
 
@@ -122,3 +123,12 @@ def test_a_new_key_fits_its_entry() -> None:
     found = Config.from_mapping(tomllib.loads(entry[entry.index("[keys") :]))
     assert Keyring(found.keys).name(key) == "phone-line"
     assert command("new-key", "a b").returncode == 2
+
+
+def test_connections_send_what_is_small_at_once() -> None:
+    """And not only when what was sent before is acknowledged, which takes a client's kernel 40 ms."""
+    with listen(Config(port=0)) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
