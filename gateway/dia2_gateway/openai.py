@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from functools import wraps
 from typing import Self
 
 from dia2_client import SessionOptions
@@ -21,7 +20,7 @@ from .fields import Fields, refused, shown
 from .formats import AudioFormat, Encoder
 from .keys import read_key
 from .speech import Caller, Speech, Utterance
-from .streaming import StreamedResponse
+from .streaming import StreamedResponse, answering
 
 MODEL = {"id": "dia2", "object": "model", "created": 0, "owned_by": "nari-labs"}
 DEFAULT_FORMAT = "mp3"  # OpenAI's
@@ -85,20 +84,10 @@ def error_object(error: ApiError) -> dict[str, str | None]:
     return {"message": error.message, "type": kind, "param": param, "code": error.code}
 
 
-def answering(handler: Callable[[Request], Awaitable[ASGIApp]]) -> Callable[[Request], Awaitable[ASGIApp]]:
-    """A handler whose ApiErrors are answered in OpenAI's shape."""
-
-    @wraps(handler)
-    async def answer(request: Request) -> ASGIApp:
-        try:
-            return await handler(request)
-        except ApiError as error:
-            return error_response(error)
-
-    return answer
+answered = answering(error_response)
 
 
-@answering
+@answered
 async def create_speech(request: Request) -> ASGIApp:
     speech: Speech = request.app.state.speech
     caller = speech.caller(request, read_key(request))
@@ -150,7 +139,7 @@ def _event(value: Mapping[str, object]) -> bytes:
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
-@answering
+@answered
 async def list_voices(request: Request) -> ASGIApp:
     speech: Speech = request.app.state.speech
     speech.caller(request, read_key(request))
@@ -161,7 +150,7 @@ async def list_voices(request: Request) -> ASGIApp:
     return JSONResponse({"voices": voices + aliases})
 
 
-@answering
+@answered
 async def list_models(request: Request) -> ASGIApp:
     """Both APIs have this path. Who brings ElevenLabs' header gets ElevenLabs' answer."""
     if "xi-api-key" in request.headers:
@@ -170,7 +159,7 @@ async def list_models(request: Request) -> ASGIApp:
     return JSONResponse({"object": "list", "data": [MODEL]})
 
 
-@answering
+@answered
 async def retrieve_model(request: Request) -> ASGIApp:
     request.app.state.speech.caller(request, read_key(request))
     name = request.path_params["model"]

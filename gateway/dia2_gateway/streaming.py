@@ -1,15 +1,35 @@
-"""A response whose body is made while it is sent."""
+"""How a handler answers over HTTP: an error in its API's shape, and a body that is made while it is sent."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from functools import wraps
 
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import ApiError
+
+Handler = Callable[[Request], Awaitable[ASGIApp]]
+
+
+def answering(refusal: Callable[[ApiError], Response]) -> Callable[[Handler], Handler]:
+    """A decorator of handlers, whose ApiErrors are then answered by `refusal`."""
+
+    def decorate(handler: Handler) -> Handler:
+        @wraps(handler)
+        async def answer(request: Request) -> ASGIApp:
+            try:
+                return await handler(request)
+            except ApiError as error:
+                return refusal(error)
+
+        return answer
+
+    return decorate
 
 
 class StreamedResponse:

@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 from dia2_client import Chunk, SessionOptions
@@ -19,7 +18,7 @@ from ..errors import ApiError, BadRequest
 from ..formats import AudioFormat, Encoder
 from ..keys import read_key
 from ..speech import Caller, Speech
-from ..streaming import StreamedResponse
+from ..streaming import StreamedResponse, answering
 from . import shapes
 from .alignment import Aligner, whole
 from .wanted import SpeechRequest, audio_format, check_voice
@@ -34,17 +33,7 @@ def error_response(error: ApiError) -> Response:
     return JSONResponse(shapes.error_body(error), error.status, headers=error.headers)
 
 
-def answering(handler: Callable[[Request], Awaitable[ASGIApp]]) -> Callable[[Request], Awaitable[ASGIApp]]:
-    """A handler whose ApiErrors are answered in ElevenLabs' shape."""
-
-    @wraps(handler)
-    async def answer(request: Request) -> ASGIApp:
-        try:
-            return await handler(request)
-        except ApiError as error:
-            return error_response(error)
-
-    return answer
+answered = answering(error_response)
 
 
 @dataclass(frozen=True)
@@ -121,7 +110,7 @@ def _speaking(
 ) -> Callable[[Request], Awaitable[ASGIApp]]:
     """The handler of a POST that answers with `body`, whose content type is the format's unless told."""
 
-    @answering
+    @answered
     async def speak(request: Request) -> ASGIApp:
         job = await Job.read(request)
         return StreamedResponse(
@@ -134,14 +123,14 @@ def _speaking(
     return speak
 
 
-@answering
+@answered
 async def list_voices(request: Request) -> ASGIApp:
     """The list of API v1 and v2. It is short, so that it is never cut into pages."""
     voices = await _voices(request)
     return JSONResponse({"voices": voices, "has_more": False, "total_count": len(voices), "next_page_token": None})
 
 
-@answering
+@answered
 async def retrieve_voice(request: Request) -> ASGIApp:
     voices = {voice["voice_id"]: voice for voice in await _voices(request)}
     voice_id = request.path_params["voice_id"]
@@ -156,7 +145,7 @@ async def _voices(request: Request) -> list[dict[str, Any]]:
     return voices + [shapes.alias(name, target) for name, target in speech.aliases.items()]
 
 
-@answering
+@answered
 async def list_models(request: Request) -> ASGIApp:
     """GET /v1/models, a path that OpenAI's API has, too: its route is there."""
     speech: Speech = request.app.state.speech
