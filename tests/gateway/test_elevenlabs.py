@@ -29,6 +29,7 @@ from tests.server.conftest import Server
 pytestmark = [
     pytest.mark.server,
     pytest.mark.filterwarnings("ignore:ConnectionClosed.code is deprecated:DeprecationWarning"),  # the client's own
+    pytest.mark.filterwarnings("ignore:ConnectionClosed.reason is deprecated:DeprecationWarning"),  # likewise
 ]
 TEXTS = (SHORT, "Another one speaks.")
 
