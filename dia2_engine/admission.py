@@ -10,13 +10,13 @@ from concurrent.futures import Future
 
 from .boundary import BoundaryStream
 from .config import REQUEST_RANGES, EngineConfig
-from .context import StreamLimits, carried_room, steps_needed
+from .context import TAIL_FRAMES, StreamLimits, carried_room, steps_needed
 from .errors import InvalidArgument
 from .model.config import ModelConfig
 from .prefix import Heard
 from .stream import Stream, Text, Voice
 from .text.parser import Encode, ScriptReader, parse_script
-from .text.state_machine import MAX_PADDING_STEPS, Entry, TextMachine
+from .text.state_machine import Entry, TextMachine
 from .types import Request, UserSpeech
 from .voice.voice import NO_VOICE
 
@@ -119,7 +119,7 @@ class Admission:
             boundary=config.boundary,
             kick=config.kick,
             limits=StreamLimits(
-                model.max_context_steps, max_frames, MAX_PADDING_STEPS, self._carried_frames(voice), self._room(voice)
+                model.max_context_steps, max_frames, TAIL_FRAMES, self._carried_frames(voice), self._room(voice)
             ),
             fresh=self._machine,
         )
@@ -152,11 +152,12 @@ class Admission:
 
     def _room(self, voice: Voice | None) -> int:
         prefix_frames = voice.prefix.frames if voice else 0
-        return carried_room(self.model.max_context_steps, prefix_frames, self.model.max_delay)
+        model = self.model
+        return carried_room(model.max_context_steps, prefix_frames, model.max_delay, model.max_padding_steps)
 
     def _check_context(self, entries: Sequence[Entry], name: str, voice: Voice | None) -> None:
         frames = voice.prefix.frames if voice else 0
-        needed = steps_needed(entries, frames, self.model.max_delay, MAX_PADDING_STEPS)
+        needed = steps_needed(entries, frames, self.model.max_delay, TAIL_FRAMES)
         if needed > self.model.max_context_steps:
             raise InvalidArgument(
                 f"TEXT needs at least {needed - frames} steps of context ({len(entries)} words and breaks) and "

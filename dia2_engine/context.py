@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .grid import Ids
-from .text.state_machine import MAX_PADDING_STEPS, Entry
+from .text.state_machine import Entry
 
+TAIL_FRAMES = 6  # emitted after the step at which the script ran out, as by the reference
 FRESH_CONTEXT_STEPS = 64  # before a context's end, a stream looks for a good place to leave it
 
 
@@ -59,7 +60,7 @@ def end_steps(max_padding: int, tail_frames: int, max_delay: int) -> int:
     return max_padding + tail_frames + max_delay + 2
 
 
-def carried_room(max_steps: int, prefix_frames: int, max_delay: int) -> int:
+def carried_room(max_steps: int, prefix_frames: int, max_delay: int, max_padding: int) -> int:
     """How many frames may be carried or heard at most: of either, half of what is left beside the voice and an end."""
-    end = end_steps(MAX_PADDING_STEPS, MAX_PADDING_STEPS, max_delay)
+    end = end_steps(max_padding, TAIL_FRAMES, max_delay)
     return (max_steps - prefix_frames - end - FRESH_CONTEXT_STEPS) // 2

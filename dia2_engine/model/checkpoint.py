@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .config import ModelConfig, load_model_config
@@ -114,15 +114,28 @@ def _some(names: list[str]) -> str:
 
 
 def load_strictly(module: nn.Module, path: Path, *, device: torch.device, dtype: torch.dtype) -> None:
-    """Fill a module built on the meta device from a safetensors file, tensor by tensor, straight to the device."""
+    """Fill a module built on the meta device from a safetensors file, tensor by tensor, straight to the device.
+
+    A tensor may be stored in 8 bits: int8, with a factor for each row in `NAME_scale`, [rows, 1] for a matrix.
+    """
     if not path.is_file():
         raise ConfigError(f"{path} does not exist")
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            check_tensors(path, expected, found)
-            state = {name: file.get_tensor(name).to(dtype) for name in expected}
+            stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            small = {name for name in expected if name in stored and stored[name].get_dtype() == "I8"}
+            scales = {f"{name}_scale": (*expected[name][:1], *[1] * len(expected[name][1:])) for name in small}
+            found = {name: tuple(part.get_shape()) for name, part in stored.items()}
+            check_tensors(path, expected | scales, found)
+
+            def value(name: str) -> Tensor:
+                tensor: Tensor = file.get_tensor(name)
+                if name in small:
+                    tensor = tensor.float() * file.get_tensor(f"{name}_scale").float()
+                return tensor.to(dtype)
+
+            state = {name: value(name) for name in expected}
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{path}: not a readable safetensors file: {error}") from None
     module.load_state_dict(state, assign=True)

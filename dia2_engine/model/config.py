@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError
 
+MAX_PADDING_STEPS = 6  # the reference's setting, with which the published models were trained
 ACTIVATIONS = ("silu", "swish", "swiglu", "gelu", "geglu", "relu", "linear")
 
 
@@ -49,6 +50,7 @@ class ModelConfig:
     delays: tuple[int, ...]  # columns, one per codebook
     lookahead_words: int  # how far the second text stream looks ahead
     max_context_steps: int
+    max_padding_steps: int  # longest wait between words
     decoder: StackConfig
     depformer: StackConfig
     text_low_rank: int | None
@@ -160,6 +162,7 @@ def load_model_config(path: Path) -> ModelConfig:
         delays=data.integers("delay_pattern", [0] * codebooks),
         lookahead_words=data.integer("second_stream_ahead", 0),
         max_context_steps=runtime.integer("max_context_steps", 1500, low=1),
+        max_padding_steps=runtime.integer("max_padding_steps", MAX_PADDING_STEPS, low=1),
         decoder=_stack(decoder, model.child("linear", required=False).activations()),
         depformer=_stack(depformer, depformer.activations()),
         text_low_rank=decoder.integer("low_rank_dim", low=1) if decoder.values.get("low_rank_dim") else None,

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-MAX_PADDING_STEPS = 6  # longest wait between words; the reference's setting, which the model was trained with
 INITIAL_PADDING_STEPS = 2  # wait before the first word, where no prefix stands in front of it
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from ..config import EngineConfig
+from ..context import TAIL_FRAMES
 from ..errors import ConfigError, InvalidArgument
 from ..model.checkpoint import CheckpointFiles
 from ..model.encoder import MimiEncoder
 from ..model.mimi import load_mimi_config
 from ..model.tokenizer import load_tokenizer
 from ..prefix import Heard, Prefix, build_prefix
-from ..text.state_machine import INITIAL_PADDING_STEPS, MAX_PADDING_STEPS, TextMachine
+from ..text.state_machine import INITIAL_PADDING_STEPS, TextMachine
 from ..types import UserSpeech
 from .plan import PrefixPlan, check_plan, plan_prefix, strip_control
 from .prepare import Preparation, align_voice, prepare_voice
@@ -55,7 +56,7 @@ class Workshop:
         self.machine = TextMachine(
             tokens,
             lookahead_words=self.model.lookahead_words,
-            max_padding=MAX_PADDING_STEPS,
+            max_padding=self.model.max_padding_steps,
             initial_padding=INITIAL_PADDING_STEPS,
         )  # without a word yet; copy it
         self._how = Preparation(
@@ -128,7 +129,7 @@ class Workshop:
         if highest >= model.codec_vocab:
             raise ConfigError(f"voice {voice.name!r} has the audio id {highest}; allowed: 0..{model.codec_vocab - 1}")
         plan = align_voice(voice, self.encode, self.machine, self.frame_rate, check=self.seamless)
-        left_s = (model.max_context_steps - plan.frames - model.max_delay - MAX_PADDING_STEPS) / self.frame_rate
+        left_s = (model.max_context_steps - plan.frames - model.max_delay - TAIL_FRAMES) / self.frame_rate
         if left_s < 1:
             raise ConfigError(
                 f"voice {voice.name!r} takes {plan.frames} of the model's {model.max_context_steps} steps of context "

@@ -17,7 +17,7 @@ from dia2_engine.audio.io import load_clip
 from dia2_engine.model.encoder import MimiEncoder
 from dia2_engine.model.sampling import SamplingRows, distribution
 from dia2_engine.text.parser import parse_script
-from dia2_engine.text.state_machine import MAX_PADDING_STEPS, Entry, TextMachine
+from dia2_engine.text.state_machine import Entry, TextMachine
 from dia2_engine.voice.plan import TimedWord, plan_prefix
 from dia2_engine.voice.voice import PreparedVoice, parse_words
 from tests.support import audio_of, speak, tokens_of, words_of
@@ -122,7 +122,7 @@ def test_state_machine(vectors: Vectors, case: int, engines: dict[Any, Engine]) 
         engine.workshop.machine.tokens,
         entries,
         lookahead_words=golden["ahead"],
-        max_padding=MAX_PADDING_STEPS,
+        max_padding=engine.workshop.machine.max_padding,
         initial_padding=golden["initial_padding"],
     )
     trace, transcript = [], []

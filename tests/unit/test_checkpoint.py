@@ -63,6 +63,51 @@ def test_weights_take_the_asked_dtype_whatever_they_are_stored_in(checkpoint: Pa
     assert {parameter.dtype for parameter in load(checkpoint).parameters()} == {torch.float32}
 
 
+def in_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Stores every matrix as int8; what each must then be read as."""
+    expected = {}
+    for name, tensor in list(tensors.items()):
+        expected[name] = tensor
+        if tensor.ndim == 2:
+            scale = tensor.abs().amax(1, keepdim=True) / 127
+            tensors[name] = (tensor / scale).round().to(torch.int8)
+            tensors[f"{name}_scale"] = scale
+            expected[name] = tensors[name] * scale
+    return expected
+
+
+def test_matrices_of_8_bits_are_multiplied_out(checkpoint: Path) -> None:
+    expected: dict[str, Tensor] = {}
+    rewrite(checkpoint, lambda t: expected.update(in_8_bits(t)))
+    state = load(checkpoint).state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    files = find_checkpoint(str(checkpoint))
+    half = load_dia2(files, device=CPU, dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(half[name], tensor.bfloat16()) for name, tensor in expected.items())
+
+
+def test_scales_must_be_there_fit_and_belong_to_something(checkpoint: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        in_8_bits(tensors)
+        names.extend([name for name in sorted(tensors) if name.endswith("_scale")][:3])
+        shapes.append(list(tensors[names[1]].shape))
+        del tensors[names[0]]
+        tensors[names[1]] = tensors[names[1]].reshape(1, -1)
+        whole = names[2].removesuffix("_scale")
+        tensors[whole] = tensors[whole].float()
+
+    names: list[str] = []
+    shapes: list[list[int]] = []
+    rewrite(checkpoint, change)
+    with pytest.raises(ConfigError) as error:
+        load(checkpoint)
+    message = str(error.value)
+    assert f"missing: {names[0]};" in message
+    assert f"unexpected: {names[2]};" in message
+    assert f"mis-shaped: {names[1]} is {shapes[0][::-1]}, must be {shapes[0]}" in message
+
+
 def test_missing_unexpected_and_misshaped_tensors_are_all_named(checkpoint: Path) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         missing, misshaped = sorted(tensors)[:2]
@@ -240,6 +285,7 @@ def test_bad_manifests(checkpoint: Path, text: str, message: str) -> None:
         ("model.rope_max_timescale", float("inf"), "'model.rope_max_timescale' is inf; it must be a number > 0"),
         ("runtime.weights_schedule", [0, 1], "'runtime.weights_schedule' has 2 entries; it needs one per"),
         ("runtime.max_context_steps", 0, "'runtime.max_context_steps' is 0; it must be an integer >= 1"),
+        ("runtime.max_padding_steps", 0, "'runtime.max_padding_steps' is 0; it must be an integer >= 1"),
         ("assets", {"mimi": 4}, "'assets.mimi' is 4; it must be a string"),
     ],
 )
@@ -258,6 +304,16 @@ def test_bad_config_fields(tmp_path: Path, field: str, value: Any, message: str)
     with pytest.raises(ConfigError, match=message) as error:
         load_model_config(path)
     assert str(error.value).startswith(str(path))
+
+
+def test_a_config_may_say_how_long_words_wait(tmp_path: Path) -> None:
+    config = json.loads((GOLDEN / "config.json").read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    assert load_model_config(path).max_padding_steps == 6
+    config["runtime"]["max_padding_steps"] = 10
+    path.write_text(json.dumps(config))
+    assert load_model_config(path).max_padding_steps == 10
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff"])

@@ -42,7 +42,9 @@ def open_stream(deployment: Setting, *, kick: bool = True, script: str | None = 
     text = deployment.prefix.machine.copy() if deployment.prefix else machine(deployment.lookahead)
     text.open = script is None
     text.entries.extend(parse_script([script or ""], encode, TOKENS, FRAME_RATE))
-    room = carried_room(CONTEXT, deployment.prefix.frames if deployment.prefix else 0, max(deployment.delays))
+    room = carried_room(
+        CONTEXT, deployment.prefix.frames if deployment.prefix else 0, max(deployment.delays), text.max_padding
+    )
     return BoundaryStream(
         machine=text,
         delays=deployment.delays,
