@@ -17,9 +17,9 @@ _NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
 )
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _DIGITS = {word: value for value, word in enumerate(_NUMBERS.split(" "))}
-_DIGITS |= {word: 10 * value for value, word in enumerate(_TENS.split(" "), start=2)}
+_DIGITS |= {word: 10 * value for value, word in enumerate(_TENS, start=2)}
 _RATE = 16000  # of both models
 
 

@@ -15,6 +15,7 @@ from training.recogniser import error_rate, normalise, word_errors
         ("at twelve o\u2019clock", ["at", "12", "oclock"]),
         ("two three twenty one", ["2", "3", "21"]),
         ("twenty ten", ["20", "10"]),
+        ("Six seven, eight and nine.", ["6", "7", "8", "and", "9"]),
     ],
 )
 def test_numbers_and_punctuation_do_not_count_as_errors(text: str, words: list[str]) -> None:
