@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,9 @@ from training.codec.quantizer import Codebook
 from training.codec.shape import FRAME_SAMPLES, Shape
 from training.codec.state import load_average
 from training.codec.train import Settings, Trainer, new_run, train
-from training.data.clips import read_shard, shards
+from training.data.clips import CLIP_RATE, read_shard, shards
+
+from .conftest import write_tones
 
 CPU = torch.device("cpu")
 TINY = Shape(hidden=24, filters=4, layers=1, heads=2, mlp=32, window=6, codebooks=3, codebook_size=16, codebook_dim=8)
@@ -153,9 +156,12 @@ def test_entries_that_nobody_chooses_are_moved_to_where_vectors_are() -> None:
 def test_crops_have_the_phonemes_of_their_place(tones: Path) -> None:
     crops = Crops(tones, "train", CPU)
     crops.refresh()
-    assert crops.hours * 3600 == pytest.approx(4, abs=0.2)
+    assert crops.hours * 3600 == pytest.approx(4 * 1.4, abs=0.2)  # with 0.4 s of silence behind each
     drawn = crops.draw(3, TINY, batch=64, frames=3, dropout=0.0)
-    assert set(drawn.labels.flatten().tolist()) == {10, 20}
+    assert set(drawn.labels.flatten().tolist()) == {0, 10, 20}
+    silent = drawn.audio.view(64, -1, 960).abs().amax(2) == 0
+    assert (drawn.labels[silent] == 0).all()
+    assert silent.any()
     loud = drawn.audio.view(64, -1, 960).abs().amax(2) / drawn.audio.abs().amax(1, keepdim=True)
     assert float(loud[drawn.labels == 20].mean()) > float(loud[drawn.labels == 10].mean())
     assert (drawn.used == 3).all()
@@ -169,15 +175,48 @@ def test_a_shape_that_breaks_the_frame_is_refused() -> None:
 
 
 def test_tokens_are_what_the_encoder_of_the_product_gives(tones: Path, codec_folder: Path, tmp_path: Path) -> None:
-    tokens.encode_all(tones, codec_folder, tmp_path, CPU)
-    utterances = tokens.read(tmp_path / "train.safetensors")
-    assert len(utterances) == 4
+    codec, _ = load_codec(codec_folder)
+    assert tokens.encode_all(tones, codec, tmp_path, CPU) == {"test": 2, "train": 4}
+    utterances = tokens.read(tmp_path / "train-00000-00001.safetensors")
     encoder = MimiEncoder.load(codec_folder, codebooks=3)
     found = [pair for index in shards(tones, "train") for pair in read_shard(index)]
-    for utterance, (clip, samples) in zip(utterances, found, strict=True):
-        assert (utterance.text, utterance.onsets_s) == (clip.text, clip.onsets_s)
-        expected = encoder.encode(samples.astype("float32") / 32768)
-        assert (utterance.codes == expected).all()
+    leads = [lead for shard in (0, 1) for lead in tokens.leads(shard, 2)]
+    assert len(set(leads)) > 1
+    for utterance, (clip, samples), lead in zip(utterances, found, leads, strict=True):
+        assert utterance.onsets_s == pytest.approx([onset + lead / CLIP_RATE for onset in clip.onsets_s], abs=1e-4)
+        assert (utterance.text, utterance.speaker) == (clip.text, clip.speaker)
+        assert utterance.end_s == pytest.approx((lead + len(samples)) / CLIP_RATE, abs=1e-4)
+        silence = np.zeros(tokens.SILENCE_FRAMES * FRAME_SAMPLES, np.float32)
+        audio = np.concatenate([np.zeros(lead, np.float32), samples.astype(np.float32) / 32768, silence])
+        expected = encoder.encode(audio)
+        assert (utterance.codes == expected[:, : utterance.codes.shape[1]]).all()
+        assert utterance.codes.shape[1] >= utterance.end_s * CLIP_RATE / FRAME_SAMPLES + tokens.SILENCE_FRAMES
+
+
+def test_tokens_go_on_with_the_shards_that_came_later(codec_folder: Path, tmp_path: Path) -> None:
+    codec, data, out = load_codec(codec_folder)[0], tmp_path / "data", tmp_path / "tokens"
+    write_tones(data, "train", 0, [200])
+    write_tones(data, "train", 2, [300])  # shard 1 is still being made
+    assert tokens.encode_all(data, codec, out, CPU) == {"test": 0, "train": 1}
+    assert tokens.encode_all(data, codec, out, CPU) == {"test": 0, "train": 0}
+    write_tones(data, "train", 1, [400, 500])
+    assert tokens.encode_all(data, codec, out, CPU) == {"test": 0, "train": 3}
+    assert sorted(path.name for path in out.iterdir()) == [
+        "train-00000-00000.safetensors",
+        "train-00001-00002.safetensors",
+    ]
+
+
+def test_tokens_are_packed_without_loss(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    written = [
+        tokens.Utterance("Hi.", "s1", [0.25], 0.5, chance.integers(1024, size=(8, frames)).astype(np.int16))
+        for frames in (5, 3, 6)
+    ]
+    tokens.write(tmp_path / "x.safetensors", written)
+    for wanted, found in zip(written, tokens.read(tmp_path / "x.safetensors"), strict=True):
+        assert (wanted.text, wanted.onsets_s, wanted.end_s) == (found.text, found.onsets_s, found.end_s)
+        assert (wanted.codes == found.codes).all()
 
 
 def test_padding_a_clip_to_the_length_of_its_neighbours_changes_no_token(tones: Path, codec_folder: Path) -> None:
@@ -185,7 +224,8 @@ def test_padding_a_clip_to_the_length_of_its_neighbours_changes_no_token(tones: 
     (clip, samples), (other, longer) = read_shard(shards(tones, "train")[0])
     shorter = samples[:9000]
     (together, _), (alone,) = (
-        tokens.encode_shard(codec, clips, CPU) for clips in ([(clip, shorter), (other, longer)], [(clip, shorter)])
+        tokens.encode_shard(codec, clips, [7] * len(clips), CPU)
+        for clips in ([(clip, shorter), (other, longer)], [(clip, shorter)])
     )
-    assert together.codes.shape == (3, 5)
+    assert together.codes.shape == (3, 5 + tokens.SILENCE_FRAMES)
     assert (together.codes == alone.codes).all()

@@ -14,6 +14,7 @@ from .losses import LABEL_SAMPLES
 from .shape import FRAME_SAMPLES, SAMPLE_RATE, Shape
 
 PHONEMES = 256  # ids of Piper's voices are below
+_SILENCE_LABELS = 10  # 0.4 s behind every clip: the product codes digital silence, and synthesis never makes any
 
 
 class Batch(NamedTuple):
@@ -26,7 +27,7 @@ class Batch(NamedTuple):
 
 
 class Crops:
-    """Crops of a set. Clips follow each other without a gap, and a crop may hold the end of one and the next."""
+    """Crops of a set. Clips follow each other with a little silence; a crop may hold the end of one and the next."""
 
     def __init__(self, data: Path, which: str, device: torch.device) -> None:
         self._data, self._which, self._device = data, which, device
@@ -58,8 +59,9 @@ class Crops:
                 whole = np.pad(samples, (0, -len(samples) % LABEL_SAMPLES))
                 middles = np.arange(len(whole) // LABEL_SAMPLES) * LABEL_SAMPLES + LABEL_SAMPLES // 2
                 spoken = np.searchsorted(clip.ends, middles, side="right").clip(max=len(clip.ends) - 1)
-                audio.append(torch.from_numpy(whole).to(self._device))
-                labels.append(torch.from_numpy(_symbols(clip.phonemes)[spoken]).to(self._device))
+                symbols = _symbols(clip.phonemes)[spoken]
+                audio.append(torch.from_numpy(np.pad(whole, (0, _SILENCE_LABELS * LABEL_SAMPLES))).to(self._device))
+                labels.append(torch.from_numpy(np.pad(symbols, (0, _SILENCE_LABELS))).to(self._device))
         self._audio, self._labels = torch.cat(audio), torch.cat(labels)
 
     def draw(self, step: int, shape: Shape, *, batch: int, frames: int, dropout: float) -> Batch:

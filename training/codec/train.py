@@ -215,8 +215,7 @@ def train(trainer: Trainer, data: Path, out: Path, minutes: float, *, wait_s: fl
     curves.write(out, run.history)
 
 
-def train_piece(argv: list[str]) -> bool:
-    """What the command says. Returns whether the run has taken its last step."""
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="training codec", description="Train a codec on DATA; RUN keeps its state.")
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("run", type=Path, metavar="RUN")
@@ -240,9 +239,4 @@ def train_piece(argv: list[str]) -> bool:
         run.load(args.run)
         trainer.resumed()
     train(trainer, args.data, args.run, args.minutes)
-    return run.step >= settings.steps
-
-
-def main(argv: list[str]) -> int:
-    train_piece(argv)
     return 0

@@ -32,6 +32,7 @@ from .voice import FILE, HOP_SAMPLES, SAMPLE_RATE, Speech, Voice
 CLIP_RATE = 24000
 SHARD_CLIPS = 64
 HELD_OUT_SENTENCES = 400  # the last ones
+TRAIN_CLIPS = 83_200
 _UNIT_HZ = 150  # common divisor of both rates: a speaker's rate is a multiple, so that resampling is exact
 _RMS = 0.08
 _PEAK = 0.95
@@ -54,7 +55,8 @@ def _speakers(rates: list[int], paces: tuple[float, ...]) -> list[Speaker]:
     return [Speaker(f"s{rate}", rate, paces[index % len(paces)]) for index, rate in enumerate(rates)]
 
 
-TRAINING_SPEAKERS = _speakers([125, 131, 138, 145, 152, 160, 168, 176, 184, 191], (1.0, 0.95, 1.08))
+_TRAINING_RATES = [125, 132, 135, 138, 145, 148, 151, 154, 157, 160, 168, 171, 174, 177, 180, 184, 192]
+TRAINING_SPEAKERS = _speakers(_TRAINING_RATES, (1.0, 0.95, 1.08))
 HELD_OUT_SPEAKERS = _speakers([128, 141, 164, 188], (1.05, 0.97))
 
 
@@ -134,6 +136,11 @@ def shards(data: Path, which: str) -> list[Path]:
     return sorted((data / which).glob("*.json"))
 
 
+def encoded(tokens: Path, which: str) -> int:
+    """How many shards the files of a folder of tokens hold: each names its first and its last one."""
+    return max((int(path.stem.split("-")[2]) + 1 for path in tokens.glob(f"{which}-*.safetensors")), default=0)
+
+
 def read_shard(index: Path) -> Iterator[tuple[Clip, NDArray[np.int16]]]:
     """The clips of a shard and their samples, which stay on disk until they are used."""
     samples = np.load(index.with_suffix(".npy"), mmap_mode="r")
@@ -146,9 +153,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="training clips", description="Synthesise DATA/test, then DATA/train.")
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--test-clips", type=int, default=HELD_OUT_SENTENCES, help="rounded up to whole shards of 64")
-    parser.add_argument("--train-clips", type=int, default=15360, help="likewise")
+    parser.add_argument("--train-clips", type=int, default=TRAIN_CLIPS, help="likewise")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no shard after so long")
+    parser.add_argument("--encoded", type=Path, help="folder of tokens, whose shards are not made again")
     parser.add_argument("--seed", type=int, default=6)
     args = parser.parse_args(argv)
     texts = sentences.read(args.data)
@@ -158,7 +166,8 @@ def main(argv: list[str]) -> int:
         for which, count in (("test", args.test_clips), ("train", args.train_clips)):
             (args.data / which).mkdir(parents=True, exist_ok=True)
             done = {int(path.stem) for path in shards(args.data, which)}
-            wanted = [shard for shard in range(-(-count // SHARD_CLIPS)) if shard not in done]
+            first = encoded(args.encoded, which) if args.encoded else 0
+            wanted = [shard for shard in range(first, -(-count // SHARD_CLIPS)) if shard not in done]
             for written_s in pool.map(partial(write, args.data, which), wanted):
                 audio_s += written_s
                 speed = audio_s / (time.monotonic() - began)

