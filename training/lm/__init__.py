@@ -1,0 +1,1 @@
+"""The language model: its shape and text, rows of training, and the training itself."""
