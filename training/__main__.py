@@ -14,7 +14,10 @@ STAGES = {
     "tokens": "tokens",
     "speed": "codec.speed",
     "run": "run",
+    "lm": "lm.train",
+    "lm-export": "lm.export",
     "check": "check",
+    "voices": "voices",
 }
 
 
