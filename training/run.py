@@ -50,12 +50,9 @@ def main(argv: list[str]) -> int:
         clips = [f"--test-clips={HELD_OUT_SENTENCES}", f"--train-clips={known.clips}", f"--encoded={tokens}"]
         beside.enter_context(_stage("clips", data, *clips, f"--processes={known.synthesisers}"))
         if known.stage == "lm":
-            beside.enter_context(_stage("tokens", data, f"--codec={known.codec}", f"--out={tokens}", "--follow"))
+            beside.enter_context(_stage("tokens", data, f"--codec={known.codec}", "--follow"))
         options = [str(folder), f"--minutes={(deadline - time.monotonic()) / 60:.3f}", *others]
-        if known.stage == "codec":
-            codec_train.main([str(data), *options])
-        else:
-            lm_train.main([str(tokens), *options])
+        (codec_train if known.stage == "codec" else lm_train).main([str(data), *options])
     if known.stage == "codec":
         codec_export.main([str(folder), str(known.out / "mimi")])
     else:

@@ -1,6 +1,6 @@
 """Stage `tokens`: the clips as the codec's codes, which is all that a language model is trained on.
 
-    python -m training tokens DATA --codec mimi/ --out OUT
+    python -m training tokens DATA --codec mimi/
 
 An hour becomes 0.7 MB, so that what follows needs neither the clips nor the synthesiser. A clip begins at a random
 place within its first frame, or all speech would have the same phase; behind it, some encoded silence. A file names
@@ -136,17 +136,17 @@ def encode_all(
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="training tokens", description="Write the codes of DATA's clips to OUT.")
+    parser = argparse.ArgumentParser(prog="training tokens", description="Write the codes of DATA's clips.")
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--codec", type=Path, required=True, help="exported codec")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="default: DATA/tokens")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--follow", action="store_true", help="go on with what is finished later")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     codec = load_codec(args.codec)[0].eval().to(device)
     while True:
-        clips = encode_all(args.data, codec, args.out, device)
+        clips = encode_all(args.data, codec, args.out or args.data / "tokens", device)
         print(", ".join(f"{which}: {count} clips" for which, count in clips.items()), flush=True)
         if not args.follow:
             return 0

@@ -176,13 +176,21 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(builder: Builder, pool: 
     assert average.keys() == LanguageModel(builder.config).state_dict().keys()
 
 
+def test_a_corpus_takes_the_files_that_come_later(tmp_path: Path) -> None:
+    corpus, said = Corpus(), utterances()
+    tokens.write(tmp_path / "train-00000-00000.safetensors", said[:8])
+    corpus.take(tmp_path, "train")
+    tokens.write(tmp_path / "train-00001-00001.safetensors", said[8:])
+    corpus.take(tmp_path, "train")
+    assert sum(map(len, corpus.speakers.values())) == len(said)
+    assert corpus.names == sorted({utterance.speaker for utterance in said})
+
+
 def test_the_command_trains_in_pieces_and_exports_what_the_engine_speaks(mimi: Path, tmp_path: Path) -> None:
-    data, run, out = tmp_path / "tokens", write_run(tmp_path / "run"), tmp_path / "out"
+    data, run, out = tmp_path / "data", write_run(tmp_path / "run"), tmp_path / "out"
     said = utterances()
-    tokens.write(data / "train-0.safetensors", said[:8])
-    tokens.write(data / "train-1.safetensors", said[8:])
-    tokens.write(data / "test-0.safetensors", said[:5])
-    assert len(Corpus.read(data, "train").names) == 3
+    tokens.write(data / "tokens" / "train-00000-00000.safetensors", said[:8])
+    tokens.write(data / "tokens" / "test-00000-00000.safetensors", said[:5])
     common = [str(data), str(run), "--batch=2", "--processes=1", "--device=cpu"]
     main([*common, "--steps=100", "--minutes=0"])
     assert load_average(run)[1] == 0

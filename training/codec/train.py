@@ -185,22 +185,23 @@ def train(trainer: Trainer, data: Path, out: Path, minutes: float, *, wait_s: fl
         if time.monotonic() - began > wait_s:
             raise TimeoutError(f"no clips in {data / 'train'} after {wait_s:g} s")
         time.sleep(0 if crops.hours else 1)
-    sums: dict[str, Tensor] = {}
+    sums, summed = dict[str, Tensor](), 0
     mark = time.monotonic()
     while run.step < settings.steps and time.monotonic() - began < 60 * minutes:
         losses = trainer.step(crops.draw(run.step, run.codec.shape, dropout=settings.dropout, **sizes))
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros_like(loss)) + loss
+        summed += 1
         if run.step % _LOG_STEPS:
             continue
-        entry = {name: float(total) / _LOG_STEPS for name, total in sums.items()}
+        entry = {name: float(total) / summed for name, total in sums.items()}
         now = time.monotonic()
-        entry |= {"step": run.step, "steps_per_s": _LOG_STEPS / (now - mark), "hours": crops.hours}
+        entry |= {"step": run.step, "steps_per_s": summed / (now - mark), "hours": crops.hours}
         if run.step % _TEST_STEPS == 0 and test.hours:
             entry |= trainer.test(test.draw(_TEST_DRAW, run.codec.shape, dropout=0.0, **sizes))
         run.history.append(entry)
         print(curves.line(entry), flush=True)
-        sums = {}
+        sums, summed = {}, 0
         if now - saved > _SAVE_S:
             trainer.settle()
             run.save(out)

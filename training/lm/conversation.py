@@ -55,18 +55,24 @@ class Conversation:
 
 
 class Corpus:
-    """Utterances by speaker."""
+    """Utterances by speaker; more may come while rows are made of them."""
 
-    def __init__(self, utterances: Iterable[Utterance]) -> None:
+    def __init__(self, utterances: Iterable[Utterance] = ()) -> None:
         self.speakers: dict[str, list[Utterance]] = {}
+        self.names: list[str] = []
+        self._files: set[Path] = set()
+        self._add(utterances)
+
+    def take(self, folder: Path, which: str) -> None:
+        """The files of a set, `train` or `test`, that were not there the last time."""
+        for path in sorted(set(folder.glob(f"{which}-*.safetensors")) - self._files):
+            self._files.add(path)
+            self._add(read(path))
+
+    def _add(self, utterances: Iterable[Utterance]) -> None:
         for utterance in utterances:
             self.speakers.setdefault(utterance.speaker, []).append(utterance)
         self.names = sorted(self.speakers)
-
-    @classmethod
-    def read(cls, folder: Path, which: str) -> Corpus:
-        """All files of a set, `train` or `test`."""
-        return cls(utterance for path in sorted(folder.glob(f"{which}-*.safetensors")) for utterance in read(path))
 
 
 class Writer:

@@ -113,12 +113,14 @@ class Shards:
 
 
 _builder: Builder  # of a background process
+_tokens: Path
 
 
 def _begin(run: Path, tokens: Path) -> None:
-    global _builder
-    _builder = Builder(run, Corpus.read(tokens, "train"))
+    global _builder, _tokens
+    _builder, _tokens = Builder(run, Corpus()), tokens
 
 
 def _shard(number: int) -> Rows:
+    _builder.corpus.take(_tokens, "train")
     return _builder.rows(range(number * SHARD_ROWS, (number + 1) * SHARD_ROWS))

@@ -1,8 +1,9 @@
 """Stage `lm`: train the language model on the codec's tokens, in pieces.
 
-    python -m training lm tokens/ runs/lm --steps 30000 --minutes 9
+    python -m training lm DATA runs/lm --steps 30000 --minutes 9
 
-A piece ends after its minutes and leaves RUN/state.safetensors, from which the same command goes on. Whatever is
+It takes the tokens in DATA/tokens, and those that come while it trains; the tokenizer is made from all sentences. A
+piece ends after its minutes and leaves RUN/state.safetensors, from which the same command goes on. Whatever is
 random about a step follows from the step's number and the rows that the pool holds.
 """
 
@@ -28,6 +29,7 @@ from dia2_engine.model.config import load_model_config
 from ..codec.curves import line
 from ..codec.state import FILE, make_moments
 from ..codec.train import COMPILE_MODES
+from ..data import sentences
 from . import curves
 from .conversation import Corpus
 from .export import FOLDER_FILES, load_checkpoint
@@ -47,6 +49,7 @@ _TEST_ROWS = 16  # at once
 _TEST_PARTS = 8
 _FIRST_SHARDS = 8  # that the first step waits for
 _SAVE_S = 150.0
+_TOKENS_S = 300.0
 _OTHERS_WEIGHT = 1.5  # of the mean of codebooks 1 and up, beside the action and codebook 0
 
 
@@ -193,7 +196,7 @@ def train(trainer: Trainer, shards: Shards, pool: Pool, held_out: Pool, out: Pat
     curves.write(out, run.history)
 
 
-def _prepare(run: Path, tokens: Path, start: Path | None, dropout: float) -> tuple[LanguageModel, int]:
+def _prepare(run: Path, data: Path, start: Path | None, dropout: float) -> tuple[LanguageModel, int]:
     """The model of a run that begins or goes on, and its step. RUN gets its config and tokenizer."""
     run.mkdir(parents=True, exist_ok=True)
     if start is not None:
@@ -201,19 +204,27 @@ def _prepare(run: Path, tokens: Path, start: Path | None, dropout: float) -> tup
             shutil.copy(start / name, run / name)
         return load_checkpoint(start, dropout)
     if not (run / FOLDER_FILES[0]).exists():
-        speakers = Corpus.read(tokens, "train").speakers.values()
-        tokenizer = train_tokenizer(sorted({said.text for utterances in speakers for said in utterances}))
+        tokenizer = train_tokenizer(sentence.text for sentence in sentences.read(data))
         save_tokenizer(tokenizer, run)
         config = Shape().config(tokenizer.get_vocab_size())
         (run / FOLDER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     return LanguageModel(load_model_config(run / FOLDER_FILES[0]), dropout), 0
 
 
+def _wait_for(tokens: Path) -> None:
+    """Until there are some of both sets: they may be being made."""
+    began = time.monotonic()
+    while not all(any(tokens.glob(f"{which}-*.safetensors")) for which in ("test", "train")):
+        if time.monotonic() - began > _TOKENS_S:
+            raise TimeoutError(f"no tokens in {tokens} after {_TOKENS_S:g} s")
+        time.sleep(1)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="training lm", description="Train a language model on TOKENS; RUN keeps its state."
+        prog="training lm", description="Train a language model on DATA; RUN keeps its state."
     )
-    parser.add_argument("tokens", type=Path, metavar="TOKENS", help="folder with train-*.safetensors and test-*")
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder with the sentences, and tokens/ of both sets")
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--steps", type=int, default=30000, help="of the whole run")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this piece")
@@ -228,7 +239,7 @@ def main(argv: list[str]) -> int:
     settings = Settings(args.steps, batch=args.batch, rate=args.rate)
     torch.manual_seed(0)
     goes_on = (args.run / FILE).exists()
-    model, step = _prepare(args.run, args.tokens, None if goes_on else args.start, settings.dropout)
+    model, step = _prepare(args.run, args.data, None if goes_on else args.start, settings.dropout)
     run = new_run(model, settings, device)
     run.step = step
     trainer = Trainer(run, settings, device, args.compile)
@@ -236,10 +247,14 @@ def main(argv: list[str]) -> int:
         run.load(args.run)
         trainer.resumed()
     # The numbers of earlier pieces' shards are below their steps, so these rows are new.
-    shards = Shards(args.run, args.tokens, run.step, args.processes)
+    tokens = args.data / "tokens"
+    _wait_for(tokens)
+    shards = Shards(args.run, tokens, run.step, args.processes)
     try:
         held_out = Pool(model.config, device, _TEST_ROWS * _TEST_PARTS)
-        held_out.put(Builder(args.run, Corpus.read(args.tokens, "test")).rows(range(_TEST_ROWS * _TEST_PARTS)))
+        corpus = Corpus()
+        corpus.take(tokens, "test")
+        held_out.put(Builder(args.run, corpus).rows(range(_TEST_ROWS * _TEST_PARTS)))
         pool = Pool(model.config, device)
         train(trainer, shards, pool, held_out, args.run, 60 * args.minutes - (time.monotonic() - began))
     finally:
