@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 import zlib
@@ -117,14 +116,12 @@ def _unencoded(data: Path, out: Path, which: str) -> list[Path]:
     return [index for place, index in enumerate(later, start=first) if int(index.stem) == place]
 
 
-def encode_all(
-    data: Path, codec: Codec, out: Path, device: torch.device, *, deadline: float = math.inf
-) -> dict[str, int]:
-    """Every finished shard of both sets that OUT does not hold, or as many as there is time for; returns clips."""
+def encode_all(data: Path, codec: Codec, out: Path, device: torch.device) -> dict[str, int]:
+    """Every finished shard of both sets that OUT does not hold; returns clips."""
     clips = {"test": 0, "train": 0}
     for which in clips:
         left = _unencoded(data, out, which)
-        while left and time.monotonic() < deadline:
+        while left:
             group, left = left[:_FILE_SHARDS], left[_FILE_SHARDS:]
             utterances: list[Utterance] = []
             for index in group:
@@ -136,17 +133,18 @@ def encode_all(
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="training tokens", description="Write the codes of DATA's clips.")
+    parser = argparse.ArgumentParser(
+        prog="training tokens", description="Write the codes of DATA's clips to DATA/tokens."
+    )
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--codec", type=Path, required=True, help="exported codec")
-    parser.add_argument("--out", type=Path, help="default: DATA/tokens")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--follow", action="store_true", help="go on with what is finished later")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     codec = load_codec(args.codec)[0].eval().to(device)
     while True:
-        clips = encode_all(args.data, codec, args.out or args.data / "tokens", device)
+        clips = encode_all(args.data, codec, args.data / "tokens", device)
         print(", ".join(f"{which}: {count} clips" for which, count in clips.items()), flush=True)
         if not args.follow:
             return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import curves
+from .. import curves
+from ..state import FILE, WARMUP_STEPS, learning_rate, make_moments
 from .batches import PHONEMES, Batch, Crops
 from .export import load_codec
 from .losses import Discriminators, MelLoss, PhonemeHead
 from .model import Codec
 from .shape import Shape
-from .state import FILE, Run, make_moments
+from .state import Run
 
 COMPILE_MODES = ("none", "default", "reduce-overhead")
-_WARMUP_STEPS = 300
 _AVERAGING = 0.999
 _CLIP = 1.0
 _LOG_STEPS = 50
@@ -38,6 +37,12 @@ _TEST_STEPS = 500
 _TEST_DRAW = 1 << 40  # a step number that training never reaches: the test crops are always the same
 _SAVE_S = 150.0
 _REFRESH_S = 20.0
+_PANELS = (
+    ("mel", "test_mel"),
+    ("commitment", "phonemes"),
+    ("adversarial", "features", "judges"),
+    ("steps_per_s", "hours"),
+)
 _WEIGHTS = {"mel": 1.0, "commitment": 0.25, "phonemes": 0.1, "adversarial": 0.1, "features": 0.2}
 
 
@@ -92,11 +97,8 @@ class Trainer:
         return self.run.step >= self.settings.judges_from * self.settings.steps
 
     def rate(self) -> float:
-        """Cosine over the run; a piece without the optimiser's moments begins with a warm-up."""
-        done = min(1.0, self.run.step / self.settings.steps)
-        cosine = (1 + math.cos(math.pi * done)) / 2
-        rate = self.settings.final_rate + (self.settings.rate - self.settings.final_rate) * cosine
-        return rate * min(1.0, (self.run.step - self._began_at + 1) / _WARMUP_STEPS)
+        own = self.settings
+        return learning_rate(self.run.step, own.steps, own.rate, own.final_rate, began_at=self._began_at)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step of everything. Returns the losses, on the device."""
@@ -119,7 +121,7 @@ class Trainer:
 
     def resumed(self) -> None:
         """The moments are those of the step before: no warm-up."""
-        self._began_at = -_WARMUP_STEPS if self.run.step else 0
+        self._began_at = -WARMUP_STEPS if self.run.step else 0
 
     @torch.no_grad()
     def test(self, batch: Batch) -> dict[str, float]:
@@ -213,7 +215,7 @@ def train(trainer: Trainer, data: Path, out: Path, minutes: float, *, wait_s: fl
         mark = time.monotonic()
     trainer.settle()
     run.save(out)
-    curves.write(out, run.history)
+    curves.write(out, run.history, _PANELS)
 
 
 def main(argv: list[str]) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import time
@@ -26,11 +25,10 @@ from torch import Tensor
 
 from dia2_engine.model.config import load_model_config
 
-from ..codec.curves import line
-from ..codec.state import FILE, make_moments
+from .. import curves
 from ..codec.train import COMPILE_MODES
 from ..data import sentences
-from . import curves
+from ..state import FILE, WARMUP_STEPS, learning_rate, make_moments
 from .conversation import Corpus
 from .export import FOLDER_FILES, load_checkpoint
 from .model import LanguageModel, Logits
@@ -40,7 +38,6 @@ from .shape import Shape
 from .state import Run
 from .tokenizer import save_tokenizer, train_tokenizer
 
-_WARMUP_STEPS = 300
 _AVERAGING = 0.999
 _CLIP = 1.0
 _LOG_STEPS = 50
@@ -81,7 +78,7 @@ def new_run(model: LanguageModel, settings: Settings, device: torch.device) -> R
     ]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=device.type == "cuda")
     make_moments(adam)
-    return Run(model, average, adam)
+    return Run(model, average, {"adam": adam})
 
 
 def losses(logits: Logits, batch: Batch) -> dict[str, Tensor]:
@@ -116,15 +113,12 @@ class Trainer:
             self._losses = compiled(self._compute)
 
     def rate(self) -> float:
-        """Cosine over the run; a piece without the optimiser's moments begins with a warm-up."""
-        done = min(1.0, self.run.step / self.settings.steps)
-        cosine = (1 + math.cos(math.pi * done)) / 2
-        rate = self.settings.final_rate + (self.settings.rate - self.settings.final_rate) * cosine
-        return rate * min(1.0, (self.run.step - self._began_at + 1) / _WARMUP_STEPS)
+        own = self.settings
+        return learning_rate(self.run.step, own.steps, own.rate, own.final_rate, began_at=self._began_at)
 
     def resumed(self) -> None:
         """The moments are those of the step before: no warm-up."""
-        self._began_at = -_WARMUP_STEPS if self.run.step else 0
+        self._began_at = -WARMUP_STEPS if self.run.step else 0
 
     def draw(self, pool: Pool) -> Batch:
         """The next step's batch."""
@@ -140,10 +134,11 @@ class Trainer:
         found = self._losses(batch)
         _weighted(found).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
-        for group in run.adam.param_groups:
+        adam = run.optimizers["adam"]
+        for group in adam.param_groups:
             group["lr"] = self.rate()
-        run.adam.step()
-        run.adam.zero_grad(set_to_none=True)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
         decay = min(_AVERAGING, (run.step + 1) / (run.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list[Tensor](run.average.parameters()), parameters, 1 - decay)
@@ -186,14 +181,15 @@ def train(trainer: Trainer, shards: Shards, pool: Pool, held_out: Pool, out: Pat
         if run.step % _TEST_STEPS == 0:
             entry |= trainer.test(held_out)
         run.history.append(entry)
-        print(line(entry), flush=True)
+        print(curves.line(entry), flush=True)
         sums, logged = {}, run.step
         if now - saved > _SAVE_S:
             run.save(out)
             saved = now
         mark = time.monotonic()
     run.save(out)
-    curves.write(out, run.history)
+    heads = sorted({name for entry in run.history for name in entry if f"test_{name}" in entry})
+    curves.write(out, run.history, [*((head, f"test_{head}") for head in heads), ("steps_per_s",)])
 
 
 def _prepare(run: Path, data: Path, start: Path | None, dropout: float) -> tuple[LanguageModel, int]:
