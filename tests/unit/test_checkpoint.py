@@ -45,6 +45,14 @@ def rewrite(checkpoint: Path, change: Callable[[dict[str, Tensor]], Any]) -> Non
     save_file(tensors, checkpoint / "model.safetensors")
 
 
+def refusal(checkpoint: Path, change: Callable[[dict[str, Tensor]], None]) -> str:
+    """What loading says of a checkpoint that was changed."""
+    rewrite(checkpoint, change)
+    with pytest.raises(ConfigError) as error:
+        load(checkpoint)
+    return str(error.value)
+
+
 # ---- weights
 
 
@@ -99,10 +107,7 @@ def test_scales_must_be_there_fit_and_belong_to_something(checkpoint: Path) -> N
 
     names: list[str] = []
     shapes: list[list[int]] = []
-    rewrite(checkpoint, change)
-    with pytest.raises(ConfigError) as error:
-        load(checkpoint)
-    message = str(error.value)
+    message = refusal(checkpoint, change)
     assert f"missing: {names[0]};" in message
     assert f"unexpected: {names[2]};" in message
     assert f"mis-shaped: {names[1]} is {shapes[0][::-1]}, must be {shapes[0]}" in message
@@ -119,10 +124,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_named(checkpoint: Path
 
     names: list[str] = []
     shapes: list[list[int]] = []
-    rewrite(checkpoint, change)
-    with pytest.raises(ConfigError) as error:
-        load(checkpoint)
-    message = str(error.value)
+    message = refusal(checkpoint, change)
     assert message.startswith(str(checkpoint / "model.safetensors"))
     assert f"missing: {names[0]}" in message
     assert "unexpected: extra.weight" in message
