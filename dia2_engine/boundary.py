@@ -250,7 +250,8 @@ class BoundaryStream:
         self.grid.put(frame, heard.tokens)
         speaker = self.machine.tokens.spk2
         begun = [Begun(entry, frame + at, speaker) for entry, at in zip(heard.entries, heard.steps, strict=True)]
-        self._word_steps = frozenset(one.step for one in begun)
+        # With an instant codebook the voice's last step is still to come, and a word of its may begin there.
+        self._word_steps |= {one.step for one in begun}
         columns = self._forced(self.machine, max(self.step, end - self._instant), self._word_steps)
         self.grid.forget(self.step + 1, end)
         self._begun += begun
@@ -298,7 +299,7 @@ class BoundaryStream:
         self.grid = self.grid.moved(prefix.tokens if prefix else self._no_frames, first, step, self._known())
         self._begun = [replace(one, step=one.step + shift) for one in begun]
         self._move_frames(shift)
-        self._forced_steps, self._kick_step = 0, -1
+        self._forced_steps, self._kick_step, self._word_steps = 0, -1, frozenset()
         word_steps = (prefix.word_steps if prefix else frozenset()) | {one.step for one in self._begun}
         self.step, self.text = start, prefix.cut_text if prefix else (machine.tokens.bos, machine.tokens.pad)
         columns = self._forced(machine, step + shift, word_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from dia2_engine.boundary import BoundaryStream
 from dia2_engine.context import StreamLimits, carried_room
 from dia2_engine.grid import Ids
-from dia2_engine.prefix import Heard
+from dia2_engine.prefix import Heard, build_prefix
 from dia2_engine.text.parser import ScriptReader, parse_script
 from dia2_engine.text.state_machine import Entry
 
@@ -265,6 +266,21 @@ def test_others_are_heard_between_turns(
     session.run()
     assert session.words == said
     assert session.stream.end == "stop" or not session.started
+
+
+def test_others_are_heard_behind_a_voice_whose_last_word_begins_in_its_last_frame(subtests: pytest.Subtests) -> None:
+    """With an instant codebook that frame's step comes after the replay."""
+    for delays, lookahead in itertools.product([(0,), (0, 2)], [0, 1, 2]):
+        with subtests.test(delays=delays, lookahead=lookahead):
+            text = machine(lookahead)
+            entries = [Entry((8,), "the", 0), Entry((9,), "voice", 0)]
+            text.entries.extend(entries)
+            prefix = build_prefix(text, np.full((len(delays), 4), 7), [1, 3], delays, BOS)
+            session = Session(open_stream(Setting(delays, lookahead, prefix, tuple(entries))), 0)
+            session.hear(8, 1)
+            session.say("Hello", close=True)
+            session.run()
+            assert session.words == ["Hello"]
 
 
 def said_words(said: Sequence[str], pieces: Sequence[tuple[str, str, int]]) -> list[str]:
