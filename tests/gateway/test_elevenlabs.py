@@ -176,7 +176,7 @@ def test_realtime_text_to_an_unknown_voice(realtime: ElevenLabs) -> None:
 def test_voices_and_models(client: ElevenLabs, make_gateway: Callable[..., Gateway]) -> None:
     listed = client.voices.get_all()
     names = {voice.voice_id for voice in listed.voices}
-    assert {"anna", "ben", "anna-and-ben"} <= names
+    assert {"anna", "ben", "carla", "david", "anna-and-ben"} <= names
     assert {voice.voice_id for voice in client.voices.search().voices} == names
     assert client.voices.get("anna").name == "anna"
     (model,) = client.models.list()

@@ -202,7 +202,7 @@ WRONG: list[tuple[str | bytes, str | None, str]] = [  # message, the field at fa
     ('{"type": "flush"}', "type", NO_TEXT),
     ('{"type": "close"}', "type", NO_TEXT),
     ('{"type": "tts", "text": " "}', "text", "not empty"),
-    ('{"type": "start", "voice": "bob"}', "voice", "known voices: anna, anna-and-ben, ben, none"),
+    ('{"type": "start", "voice": "bob"}', "voice", "known voices: anna, anna-and-ben, ben, carla, david, none"),
     ('{"type": "start", "seed": 1.5}', "seed", "whole number"),
     ('{"type": "start", "temperature": NaN}', "temperature", "a number"),
     ('{"type": "start", "format": "mp4"}', "format", "pcm"),

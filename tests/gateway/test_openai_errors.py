@@ -35,7 +35,7 @@ BAD_FIELDS = [
     ({"input": "  "}, "input", 'input is "  "; allowed'),
     ({"input": "[S1] [S2]"}, "input", "no words"),
     ({"input": "x " * 6000}, "input", "12000 characters; allowed: 10000"),
-    ({"voice": "bob"}, "voice", "known voices: anna, anna-and-ben, ben, none"),
+    ({"voice": "bob"}, "voice", "known voices: anna, anna-and-ben, ben, carla, david, none"),
     ({"voice": 3}, "voice", "voice is 3; allowed"),
     ({"voice": {"id": "bob"}}, "voice", "known voices"),
     ({"voice": {"name": "anna"}}, "name", "allowed: id"),

@@ -339,7 +339,7 @@ def test_the_voices_of_a_server(server: Server) -> None:
     assert asyncio.run(ask()) == voices
     listed = say(server, "--list-voices")
     assert listed.returncode == 0
-    assert listed.stdout.decode().split() == ["anna", "(default)", "anna-and-ben", "ben", "none"]
+    assert listed.stdout.decode().split() == ["anna", "(default)", "anna-and-ben", "ben", "carla", "david", "none"]
 
 
 def test_say_ends_with_2_when_refused_and_leaves_files_alone(server: Server, tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def test_grpc_callers_get_the_outputs_they_name(server: Server, worker: Worker) 
 
 
 def test_a_request_for_voices_alone_names_them_and_speaks_nothing(server: Server) -> None:
-    expected = [{"name": name, "default": name == "anna"} for name in ("anna", "anna-and-ben", "ben", "none")]
+    names = ("anna", "anna-and-ben", "ben", "carla", "david", "none")
+    expected = [{"name": name, "default": name == "anna"} for name in names]
     call = speak(server.grpc_url, "", ("VOICES",)).wait()
     assert [json.loads(voice) for voice in call.strings("VOICES")] == expected
     assert [response.as_numpy("AUDIO") for response in call.responses] == [None]
@@ -162,7 +163,7 @@ BAD_INPUTS: list[tuple[str, list[Any], str]] = [
     ("no element", [("TEXT", np.array([], object))], "unexpected shape for input 'TEXT'"),
     ("two elements", [("TEXT", np.array([b"a", b"b"], object))], "unexpected shape for input 'TEXT'"),
     ("a matrix", [("TEXT", np.array([[b"a"]], object))], "unexpected shape for input 'TEXT'"),
-    ("unknown voice", [("TEXT", LINE), ("VOICE", "carl")], "known voices: anna, anna-and-ben, ben"),
+    ("unknown voice", [("TEXT", LINE), ("VOICE", "carl")], "known voices: anna, anna-and-ben, ben, carla, david"),
     ("voice is not UTF-8", [("TEXT", LINE), ("VOICE", b"\xc3")], "INVALID_ARG: VOICE is not UTF-8"),
     ("voice is a novel", [("TEXT", LINE), ("VOICE", "x" * 300)], "INVALID_ARG: VOICE has 300 bytes"),
     ("voice is a path", [("TEXT", LINE), ("VOICE", "../anna")], "INVALID_ARG: VOICE is '../anna'"),

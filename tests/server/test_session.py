@@ -287,7 +287,7 @@ def test_the_user_is_heard_between_turns(server: Server, sessions: Server) -> No
 
 def test_a_server_of_sessions_alone_names_its_voices(sessions: Server) -> None:
     with Client(sessions.grpc_url) as client:
-        assert [voice.name for voice in client.voices()] == ["anna", "anna-and-ben", "ben", "none"]
+        assert [voice.name for voice in client.voices()] == ["anna", "anna-and-ben", "ben", "carla", "david", "none"]
     sessions.settle(live_streams=0, queued_streams=0)
 
 

