@@ -28,6 +28,7 @@ from .lm import export as lm_export
 from .lm import train as lm_train
 
 _EXPORT_S = 20.0  # kept back for the end
+_PHASES = 4  # of each clip: training goes through the same speech again and again
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
         clips = [f"--test-clips={HELD_OUT_SENTENCES}", f"--train-clips={known.clips}", f"--encoded={tokens}"]
         beside.enter_context(_stage("clips", data, *clips, f"--processes={known.synthesisers}"))
         if known.stage == "lm":
-            beside.enter_context(_stage("tokens", data, f"--codec={known.codec}", "--follow"))
+            beside.enter_context(_stage("tokens", data, f"--codec={known.codec}", f"--phases={_PHASES}", "--follow"))
         options = [str(folder), f"--minutes={(deadline - time.monotonic()) / 60:.3f}", *others]
         (codec_train if known.stage == "codec" else lm_train).main([str(data), *options])
     if known.stage == "codec":

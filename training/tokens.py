@@ -3,8 +3,10 @@
     python -m training tokens DATA --codec mimi/
 
 An hour becomes 0.7 MB, so that what follows needs neither the clips nor the synthesiser. A clip begins at a random
-place within its first frame, or all speech would have the same phase; behind it, some encoded silence. A file names
-the shards that it holds, so the same command goes on with those that were finished since; `--follow` does so for ever.
+place within its first frame, or all speech would have the same phase; behind it, some encoded silence. Another phase
+gives other codes for the same speech, so `--phases` multiplies what is trained on for the price of encoding. A file
+names the shards that it holds, so the same command goes on with those that were finished since; `--follow` does so for
+ever.
 """
 
 from __future__ import annotations
@@ -103,9 +105,9 @@ def _unpack(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.int16
     return codes
 
 
-def leads(shard: int, clips: int) -> list[int]:
+def leads(shard: int, clips: int, phase: int) -> list[int]:
     """For each clip of a shard, how many samples of silence stand in front of it."""
-    drawn: list[int] = np.random.default_rng(shard).integers(FRAME_SAMPLES, size=clips).tolist()
+    drawn: list[int] = np.random.default_rng([shard, phase]).integers(FRAME_SAMPLES, size=clips).tolist()
     return drawn
 
 
@@ -116,8 +118,8 @@ def _unencoded(data: Path, out: Path, which: str) -> list[Path]:
     return [index for place, index in enumerate(later, start=first) if int(index.stem) == place]
 
 
-def encode_all(data: Path, codec: Codec, out: Path, device: torch.device) -> dict[str, int]:
-    """Every finished shard of both sets that OUT does not hold; returns clips."""
+def encode_all(data: Path, codec: Codec, out: Path, device: torch.device, phases: int = 1) -> dict[str, int]:
+    """Every finished shard of both sets that OUT does not hold; returns utterances. `phases` is for `train`."""
     clips = {"test": 0, "train": 0}
     for which in clips:
         left = _unencoded(data, out, which)
@@ -126,7 +128,8 @@ def encode_all(data: Path, codec: Codec, out: Path, device: torch.device) -> dic
             utterances: list[Utterance] = []
             for index in group:
                 pairs = list(read_shard(index))
-                utterances += encode_shard(codec, pairs, leads(int(index.stem), len(pairs)), device)
+                for phase in range(phases if which == "train" else 1):
+                    utterances += encode_shard(codec, pairs, leads(int(index.stem), len(pairs), phase), device)
             write(out / f"{which}-{group[0].stem}-{group[-1].stem}.safetensors", utterances)
             clips[which] += len(utterances)
     return clips
@@ -139,13 +142,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--codec", type=Path, required=True, help="exported codec")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--phases", type=int, default=1, help="how often each clip for training is encoded")
     parser.add_argument("--follow", action="store_true", help="go on with what is finished later")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     codec = load_codec(args.codec)[0].eval().to(device)
     while True:
-        clips = encode_all(args.data, codec, args.data / "tokens", device)
-        print(", ".join(f"{which}: {count} clips" for which, count in clips.items()), flush=True)
+        clips = encode_all(args.data, codec, args.data / "tokens", device, args.phases)
+        print(", ".join(f"{which}: {count} utterances" for which, count in clips.items()), flush=True)
         if not args.follow:
             return 0
         time.sleep(_FOLLOW_S)

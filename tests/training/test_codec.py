@@ -180,7 +180,7 @@ def test_tokens_are_what_the_encoder_of_the_product_gives(tones: Path, codec_fol
     utterances = tokens.read(tmp_path / "train-00000-00001.safetensors")
     encoder = MimiEncoder.load(codec_folder, codebooks=3)
     found = [pair for index in shards(tones, "train") for pair in read_shard(index)]
-    leads = [lead for shard in (0, 1) for lead in tokens.leads(shard, 2)]
+    leads = [lead for shard in (0, 1) for lead in tokens.leads(shard, 2, 0)]
     assert len(set(leads)) > 1
     for utterance, (clip, samples), lead in zip(utterances, found, leads, strict=True):
         assert utterance.onsets_s == pytest.approx([onset + lead / CLIP_RATE for onset in clip.onsets_s], abs=1e-4)
@@ -205,6 +205,19 @@ def test_tokens_go_on_with_the_shards_that_came_later(codec_folder: Path, tmp_pa
         "train-00000-00000.safetensors",
         "train-00001-00002.safetensors",
     ]
+
+
+def test_each_phase_is_other_codes_of_the_same_speech(tones: Path, codec_folder: Path, tmp_path: Path) -> None:
+    codec = load_codec(codec_folder)[0]
+    assert tokens.encode_all(tones, codec, tmp_path, CPU, phases=2) == {"test": 2, "train": 8}
+    said = tokens.read(tmp_path / "train-00000-00001.safetensors")
+    for one, other in zip([*said[:2], *said[4:6]], [*said[2:4], *said[6:]], strict=True):
+        assert (one.text, one.speaker) == (other.text, other.speaker)
+        shift_s = other.end_s - one.end_s
+        assert 0 < abs(shift_s) < FRAME_SAMPLES / CLIP_RATE
+        assert other.onsets_s == pytest.approx([onset_s + shift_s for onset_s in one.onsets_s], abs=2e-4)
+        frames = min(one.codes.shape[1], other.codes.shape[1])
+        assert (one.codes[:, :frames] != other.codes[:, :frames]).any()
 
 
 def test_tokens_are_packed_without_loss(tmp_path: Path) -> None:
