@@ -23,6 +23,6 @@ fi
 "$env/bin/ruff" check
 "$env/bin/ruff" format --check
 "$env/bin/mypy"
-# All of it in two processes, a file in one of them; files that start servers come before the many small ones.
-[[ $# -gt 0 ]] || set -- -n 2 --dist loadfile --no-loadscope-reorder
+# In two processes, a file in one of them (-n 0: in this one); files that start servers come before the many small ones.
+[[ $device == cuda ]] || set -- -n 2 --dist loadfile --no-loadscope-reorder "$@"
 exec "$env/bin/python" -m pytest "$@"
