@@ -6,6 +6,7 @@ Standard library only, since it runs before anything is installed.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -107,13 +108,16 @@ def demo_checkpoint(python: Path, cache: Path) -> Path:
     """A small random checkpoint, made once per version of the script that makes it."""
     script = ROOT / "scripts/make_demo_checkpoint.py"
     folder = cache.resolve() / f"demo-checkpoint-{hashlib.sha256(script.read_bytes()).hexdigest()[:8]}"
-    if not folder.exists():
-        unfinished = folder.with_suffix(f".{os.getpid()}")
-        try:
-            ProcessGroup.run([python, script, unfinished], os.environ)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two launches at once: the second waits and finds it done
+        if not folder.exists():
+            unfinished = folder.with_suffix(f".{os.getpid()}")
+            try:
+                ProcessGroup.run([python, script, unfinished], os.environ)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     say("no --checkpoint: serving the random demo checkpoint. It makes NOISE, NOT SPEECH; the real model is")
     say("  --checkpoint nari-labs/Dia2-2B")
     return folder

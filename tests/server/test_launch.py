@@ -44,6 +44,20 @@ def test_say_speaks_one_line_and_stops(server: Server, tmp_path: Path) -> None:
         assert audio.getnframes() > 0
 
 
+def test_first_launches_at_once_make_one_demo_checkpoint(tmp_path: Path) -> None:
+    make = "import sys; from pathlib import Path; from scripts.launch import demo_checkpoint as make; "
+    make += "print(make(Path(sys.executable), Path(sys.argv[1])))"
+    command: list[str | Path] = [sys.executable, "-c", make, tmp_path / "cache"]
+    both = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    outcomes = [launch.communicate(timeout=INSTALL_S) for launch in both]
+    assert [launch.returncode for launch in both] == [0, 0], outcomes
+    (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert [said.splitlines()[-1] for said, _ in outcomes] == [str(folder)] * 2
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
