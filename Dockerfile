@@ -5,7 +5,7 @@
 # or by hand: docker run --rm --gpus all -p 8000:8000 -p 8001:8001 -p 8002:8002 \
 #               -v /path/to/dia2:/mnt/checkpoint:ro -e DIA2_CHECKPOINT=/mnt/checkpoint stream-dia2
 #
-# Weights and voices are mounted, never baked in. Without a checkpoint it serves the demo, which makes noise.
+# The real weights and your voices are mounted, never baked in. Without a checkpoint it serves the demo.
 ARG TRITON_TAG=26.04-py3
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}
 

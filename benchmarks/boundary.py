@@ -59,9 +59,8 @@ def generate(args: argparse.Namespace, run: Run) -> None:
     """Make the outputs that are missing."""
     from benchmarks.laboratory.generate import Laboratory, choose_voices, pair, read_requests
 
-    config = EngineConfig(
-        args.checkpoint, mimi=args.mimi, device=args.device, dtype=args.dtype, slots=args.slots, run_ahead_s=0.0
-    )
+    given = {"checkpoint": args.checkpoint, "mimi": args.mimi, "device": args.device, "dtype": args.dtype}
+    config = EngineConfig.from_mapping({**given, "slots": str(args.slots), "run_ahead_s": "0", **dict(args.set)}, {})
     laboratory = Laboratory(run, config, choose_voices(args.voices, args.voice))
     cases = pair(
         read_requests(args.requests, args.count), list(laboratory.voices), args.seed, every_voice=args.every_voice
@@ -73,6 +72,7 @@ def generate(args: argparse.Namespace, run: Run) -> None:
             "requests": args.count,
             "every_voice": args.every_voice,
             "seed": args.seed,
+            "settings": ", ".join(map("=".join, sorted(args.set))) or "default",
             "transcripts": {name: chosen.clips for name, chosen in laboratory.voices.items()},
         }
     )
@@ -103,6 +103,14 @@ def plant(args: argparse.Namespace, run: Run) -> None:
     plant(run, args.data, read_requests(args.requests, args.count))
 
 
+def setting(text: str) -> tuple[str, str]:
+    """NAME=VALUE, apart."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     summary, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
@@ -120,7 +128,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     asked, group = options("the requests")
     group.add_argument("--requests", type=Path, default=REQUESTS, metavar="FILE", help="sentences, one a line")
-    group.add_argument("--count", type=int, default=200, metavar="N", help="of them, from the first (default: 200)")
+    group.add_argument("--count", type=int, metavar="N", help="of them, from the first (default: 200; of plant, 48)")
 
     made, group = options("how they are spoken")
     group.add_argument("--voices", type=Path, default=ROOT / "voices", metavar="DIR", help="default: the examples")
@@ -134,6 +142,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--dtype", default="auto", help="default: bfloat16 on a GPU, float32 on the CPU")
     group.add_argument("--slots", type=int, default=8, help="requests at once (default: 8)")
     group.add_argument("--seed", type=int, default=1, help="of the noise (default: 1)")
+    group.add_argument("--set", action="append", default=[], type=setting, metavar="NAME=VALUE",
+                       help="a setting of the engine, such as temperature=0.7")  # fmt: skip
 
     listened, group = options("how they are heard")
     group.add_argument("--workers", type=int, default=2, help="processes that listen (default: 2)")
@@ -152,8 +162,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         stage = stages.add_parser(name, parents=shared, help=what, description=what)
         stage.add_argument("run", type=Path, metavar="RUN", help="folder of the run, made if need be")
     stages.choices["plant"].add_argument("--data", type=Path, required=True, help="holds the voice.onnx of training/")
-    stages.choices["plant"].set_defaults(checkpoint="", mimi="", count=48)
-    return parser.parse_args(argv)
+    stages.choices["plant"].set_defaults(checkpoint="", mimi="")
+    args = parser.parse_args(argv)
+    if "count" in args and args.count is None:  # parsers share their options, so a default would be both's
+        args.count = 48 if args.stage == "plant" else 200
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

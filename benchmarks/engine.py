@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure the engine on a GPU, without Triton: what a frame costs, and when its first audio comes.
 
-    scripts/make_demo_checkpoint.py build/2b --shape 2b --dtype bfloat16     # once: random weights, the full shape
+    scripts/make_random_checkpoint.py build/2b --shape 2b --dtype bfloat16     # once: random weights, the full shape
     benchmarks/engine.py --checkpoint build/2b --json engine.json
 
 Passes. One engine with as many slots as the largest load, its streams 300 columns into their context, guidance on.

@@ -145,7 +145,7 @@ def describe(args: argparse.Namespace, url: str, server: Server | None) -> dict[
     """The report before its first load."""
     with InferenceServerClient(url) as client:
         triton = client.get_server_metadata()
-    checkpoint = args.checkpoint or "the random demo checkpoint (noise, not speech)"
+    checkpoint = args.checkpoint or "the demo checkpoint"
     unknown = "not known here: the server ran already"
     settings = {
         "server": f"{OWN_SERVER}, ready after {server.ready_s:.1f} s" if server else f"{url}, which ran already",

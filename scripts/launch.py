@@ -6,11 +6,9 @@ Standard library only, since it runs before anything is installed.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import types
@@ -19,6 +17,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# So small a model is better understood when it dares less, and handing its tensors to a second thread takes longer than
+# computing them.
+FOR_DEMO = {"DIA2_TEMPERATURE": "0.5", "DIA2_CFG_SCALE": "3", "OMP_NUM_THREADS": "1"}
 sys.path.insert(0, str(ROOT))
 # The settings, without dia2_engine/__init__.py: that imports torch, which is not installed yet.
 sys.modules["dia2_engine"] = types.ModuleType("dia2_engine")
@@ -53,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_container(args, environ)
         python, tritonserver = install(args)
         if "DIA2_CHECKPOINT" not in environ:
-            environ["DIA2_CHECKPOINT"] = str(demo_checkpoint(python, args.cache))
-            # Its tensors are so small that handing them to a second thread takes longer than computing them.
-            environ.setdefault("OMP_NUM_THREADS", "1")
+            environ = {**FOR_DEMO, **environ, "DIA2_CHECKPOINT": str(ROOT / "checkpoints" / "demo")}
+            say("no --checkpoint: serving the demo, a small model that slurs its words; the real one is")
+            say("  --checkpoint nari-labs/Dia2-2B")
         return serve(args, python, tritonserver, environ)
     except Stopped as stopped:
         return 128 + stopped.number
@@ -102,25 +103,6 @@ def install(args: argparse.Namespace) -> tuple[Path, Path]:
     command = [ROOT / "scripts/install.sh", "--env", env, "--device", device, *(["--reuse"] if args.reuse else [])]
     ProcessGroup.run(command, {**os.environ, "PYTHON": sys.executable})
     return env / "bin/python", env / "triton/pytriton/tritonserver/bin/tritonserver"
-
-
-def demo_checkpoint(python: Path, cache: Path) -> Path:
-    """A small random checkpoint, made once per version of the script that makes it."""
-    script = ROOT / "scripts/make_demo_checkpoint.py"
-    folder = cache.resolve() / f"demo-checkpoint-{hashlib.sha256(script.read_bytes()).hexdigest()[:8]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two launches at once: the second waits and finds it done
-        if not folder.exists():
-            unfinished = folder.with_suffix(f".{os.getpid()}")
-            try:
-                ProcessGroup.run([python, script, unfinished], os.environ)
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-    say("no --checkpoint: serving the random demo checkpoint. It makes NOISE, NOT SPEECH; the real model is")
-    say("  --checkpoint nari-labs/Dia2-2B")
-    return folder
 
 
 def repository(cache: Path, models: Sequence[str]) -> Path:

@@ -16,7 +16,7 @@ GATEWAY_PORT = 8080
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 EPILOG = """\
 examples:
-  %(prog)s                                          a demo server on the CPU (noise, not speech), until Ctrl-C
+  %(prog)s                                          a demo server on the CPU (a small model), until Ctrl-C
   %(prog)s --say "[S1] Hello there." hello.wav      start, speak one line, stop
   %(prog)s --checkpoint nari-labs/Dia2-2B           the real model (7.7 GB download; wants an NVIDIA GPU)
   %(prog)s --checkpoint ./dia2 --voices ./voices --set slots=16 --set dtype=bfloat16
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("what to serve")
     model.add_argument("--checkpoint", metavar="DIR|REPO", help="a folder, or a Hugging Face repository OWNER/NAME or "
-                       "OWNER/NAME@REVISION (default: a small random demo checkpoint, which makes noise)")  # fmt: skip
+                       "OWNER/NAME@REVISION (default: checkpoints/demo, small enough for a CPU)")  # fmt: skip
     model.add_argument("--voices", metavar="DIR", help="folder of voices (default: the examples in voices/)")
     model.add_argument("--models", nargs="+", choices=MODELS, metavar="NAME",
                        help=f"which of {', '.join(MODELS)}; each has an engine of its own, with weights of its own "

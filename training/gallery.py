@@ -1,8 +1,9 @@
 """Stage `gallery`: a page with ten sentences in each voice, to listen to and to look at.
 
-    python -m training gallery CHECKPOINT docs/demo
+    DIA2_TEMPERATURE=0.5 DIA2_CFG_SCALE=3 python -m training gallery checkpoints/demo docs/demo    # as it is served
 
-The first seed is taken for each, nothing is chosen. Audio is MP3 of 64 kbit/s, pictures are spectrograms.
+Settings come from the environment. The first seed is taken for each, nothing is chosen. Audio is MP3 of 64 kbit/s,
+pictures are spectrograms.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from .check import through_codec
 
-    engine = Engine(EngineConfig(args.checkpoint, voices=args.voices, device="cpu", slots=1))
+    given = {"checkpoint": args.checkpoint, "voices": args.voices, "device": "cpu", "slots": "1"}
+    engine = Engine(EngineConfig.from_mapping(given))
     folders = {name: path for name, path in list_voices(Path(args.voices)).items() if "-and-" not in name}
     through = through_codec(engine.workshop.files.mimi, engine.model_config.codebooks)
     rate = engine.workshop.sample_rate

@@ -1,4 +1,4 @@
-"""Real gateways for the tests: processes of `dia2-gateway serve`, before a real Triton with the demo checkpoint."""
+"""Real gateways for the tests: processes of `dia2-gateway serve`, before a real Triton with a random checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.conftest import SETTLE_S, Server, launched
+from tests.server.conftest import ROOT, SETTLE_S, Server, launched
 
 SEED = 7
 LINE = "[S1] Hello there, how can I help you today?"
@@ -137,8 +137,11 @@ def running_gateway(folder: Path, **config: Any) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One Triton with sessions and the demo checkpoint."""
-    with launched(tmp_path_factory.mktemp("triton"), "--models", "dia2_session") as server:
+    """One Triton with sessions; its model makes noise, which sounds alike whatever the text and the seed."""
+    folder = tmp_path_factory.mktemp("triton")
+    script = ROOT / "scripts" / "make_random_checkpoint.py"
+    subprocess.run([sys.executable, script, folder / "random"], check=True, stdout=subprocess.DEVNULL)
+    with launched(folder, "--models", "dia2_session", "--checkpoint", str(folder / "random")) as server:
         yield server
 
 

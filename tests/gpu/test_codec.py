@@ -50,7 +50,7 @@ def _plain_in_float32() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random codec of the published shape."""
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "make_demo_checkpoint.py"))
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "make_random_checkpoint.py"))
     folder = tmp_path_factory.mktemp("published")
     _, config, _ = script["shape_configs"]("2b")
     script["write_json"](folder / "config.json", config)

@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if made := os.environ.get("FULL_SHAPE_CHECKPOINT"):  # writing it takes a minute
         return Path(made)
     folder = tmp_path_factory.mktemp("full") / "checkpoint"
-    script = ROOT / "scripts" / "make_demo_checkpoint.py"
+    script = ROOT / "scripts" / "make_random_checkpoint.py"
     subprocess.run([sys.executable, script, folder, "--shape", "2b", "--dtype", "bfloat16"], check=True)
     return folder
 

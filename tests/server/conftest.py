@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "checkpoints" / "demo"  # what the launch script serves by default
 LAUNCH = ROOT / "scripts" / "launch_triton.sh"
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 INSTALL_S = 900  # the first start on a machine downloads torch and Triton
@@ -103,13 +104,6 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with one slot and room for one more in the queue."""
     with launched(tmp_path_factory.mktemp("small"), "--set", "slots=1", "--set", "queue=1") as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def demo_checkpoint() -> Path:
-    """The checkpoint that the launch script has made by the time a server is up."""
-    (folder,) = [path for path in (ROOT / ".cache").glob("demo-checkpoint-*") if path.is_dir()]
-    return folder
 
 
 def environment(**changes: str) -> dict[str, str]:

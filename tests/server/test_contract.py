@@ -19,7 +19,7 @@ from dia2_engine import EngineConfig, Request, Worker
 from tests.support import Collector, audio_of, words_of
 
 from .calls import TYPES, Call, eventually, generate, speak, tensor
-from .conftest import ROOT, Server, launched
+from .conftest import DEMO, ROOT, Server, launched
 
 pytestmark = pytest.mark.server
 
@@ -28,9 +28,13 @@ LONG = "[S1] " + "This goes on and on and on. " * 40
 
 
 @pytest.fixture(scope="session")
-def worker(server: Server, demo_checkpoint: Path) -> Iterator[Worker]:
+def worker(server: Server) -> Iterator[Worker]:
     """The same engine in this process."""
-    worker = Worker(EngineConfig(str(demo_checkpoint), voices=str(ROOT / "voices"), device="cpu", run_ahead_s=0.0))
+    # With the launch script's settings for the demo.
+    config = EngineConfig(
+        str(DEMO), voices=str(ROOT / "voices"), device="cpu", temperature=0.5, cfg_scale=3.0, run_ahead_s=0.0
+    )
+    worker = Worker(config)
     yield worker
     worker.close()
 

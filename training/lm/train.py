@@ -32,7 +32,7 @@ from ..state import FILE, WARMUP_STEPS, learning_rate, make_moments
 from .conversation import Corpus
 from .export import FOLDER_FILES, load_checkpoint
 from .model import LanguageModel, Logits
-from .pool import IGNORED, Batch, Pool, Shards
+from .pool import IGNORED, SHARD_ROWS, Batch, Pool, Shards
 from .rows import Builder
 from .shape import Shape
 from .state import Run
@@ -45,6 +45,7 @@ _TEST_STEPS = 500
 _TEST_ROWS = 16  # at once
 _TEST_PARTS = 8
 _FIRST_SHARDS = 8  # that the first step waits for
+_ROWS_AHEAD = 16 * SHARD_ROWS  # of those that steps have read: no faster, since on a CPU both take the same cores
 _SAVE_S = 150.0
 _TOKENS_S = 300.0
 _OTHERS_WEIGHT = 1.5  # of the mean of codebooks 1 and up, beside the action and codebook 0
@@ -165,10 +166,11 @@ def train(trainer: Trainer, shards: Shards, pool: Pool, held_out: Pool, out: Pat
     """Steps until the run's end or the piece's, on rows that come in meanwhile."""
     run, sums = trainer.run, dict[str, Tensor]()
     began = mark = saved = time.monotonic()
-    logged = run.step
+    first = logged = run.step
     while run.step < trainer.settings.steps and time.monotonic() - began < seconds:
-        for rows in shards.ready(wait=0 if pool.taken else _FIRST_SHARDS):
-            pool.put(rows)
+        if pool.taken <= (run.step - first) * trainer.settings.batch + _ROWS_AHEAD:
+            for rows in shards.ready(wait=0 if pool.taken else _FIRST_SHARDS):
+                pool.put(rows)
         found = trainer.step(trainer.draw(pool))
         for name, loss in found.items():
             sums[name] = sums.get(name, torch.zeros_like(loss)) + loss
@@ -226,13 +228,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this piece")
     parser.add_argument("--batch", type=int, default=Settings.batch, help="rows")
     parser.add_argument("--rate", type=float, default=Settings.rate)
+    parser.add_argument("--dropout", type=float, default=Settings.dropout)
+    parser.add_argument("--depth", type=float, default=Settings.depth, help="share of frames that pass the depformer")
     parser.add_argument("--start", type=Path, help="exported checkpoint to begin with, if RUN has no state")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) - 3), help="that make rows")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", default="none", choices=COMPILE_MODES)
     args = parser.parse_args(argv)
     began, device = time.monotonic(), torch.device(args.device)
-    settings = Settings(args.steps, batch=args.batch, rate=args.rate)
+    settings = Settings(args.steps, batch=args.batch, rate=args.rate, dropout=args.dropout, depth=args.depth)
     torch.manual_seed(0)
     goes_on = (args.run / FILE).exists()
     model, step = _prepare(args.run, args.data, None if goes_on else args.start, settings.dropout)

@@ -1,4 +1,4 @@
-"""The demo checkpoint: reproducible, in the published format, loud enough to hear and never clipping."""
+"""Random checkpoints: reproducible, in the published format, loud enough to hear and never clipping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, MimiModel
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_demo_checkpoint.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "make_random_checkpoint.py"
 PUBLISHED_PARAMETERS = 1_919_556_608  # Dia2-2B
 
 
@@ -25,8 +25,8 @@ def script() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def demo(script: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("checkpoint") / "demo"
+def small(script: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("checkpoint") / "small"
     script["build"](out)
     return out
 
@@ -35,19 +35,19 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_command_gives_the_same_bytes_says_what_it_is_and_keeps_what_is_there(demo: Path, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "demo"
+def test_the_command_gives_the_same_bytes_says_what_it_is_and_keeps_what_is_there(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "small"
     command = [sys.executable, str(SCRIPT), str(out)]
     first = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "NOISE, NOT SPEECH" in first.stdout
-    assert files(out) == files(demo)
-    assert [path.name for path in out.parent.iterdir()] == ["demo"]  # no scratch folder stays
+    assert files(out) == files(small)
+    assert [path.name for path in out.parent.iterdir()] == ["small"]  # no scratch folder stays
 
     (out / "config.json").write_text("mine")
     assert "exists" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert (out / "config.json").read_text() == "mine"
     subprocess.run([*command, "--force"], check=True)
-    assert files(out) == files(demo)
+    assert files(out) == files(small)
 
 
 def test_force_never_replaces_a_folder_that_is_not_a_checkpoint(tmp_path: Path) -> None:
@@ -58,18 +58,18 @@ def test_force_never_replaces_a_folder_that_is_not_a_checkpoint(tmp_path: Path) 
     assert files(tmp_path) == {"precious.txt": b"mine"}
 
 
-def test_another_seed_gives_other_weights(script: dict[str, Any], demo: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_weights(script: dict[str, Any], small: Path, tmp_path: Path) -> None:
     script["build"](tmp_path / "other", seed=3)
-    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (demo / "model.safetensors").read_bytes()
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (small / "model.safetensors").read_bytes()
 
 
-def test_it_is_small_and_finite_and_the_names_and_shapes_are_those_declared(script: dict[str, Any], demo: Path) -> None:
-    config = json.loads((demo / "config.json").read_text())
-    weights = load_file(demo / "model.safetensors")
+def test_it_is_finite_and_the_names_and_shapes_are_those_declared(script: dict[str, Any], small: Path) -> None:
+    config = json.loads((small / "config.json").read_text())
+    weights = load_file(small / "model.safetensors")
     declared = {name: tensor.shape for name, tensor in script["dia2_tensors"](config).items()}
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == declared
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
-    assert sum(len(content) for content in files(demo).values()) < 20e6
+    assert sum(len(content) for content in files(small).values()) < 20e6
 
 
 def test_its_tensor_names_are_those_of_the_golden_checkpoints(script: dict[str, Any]) -> None:
@@ -92,16 +92,16 @@ def test_the_2b_shape_has_the_published_number_of_parameters(script: dict[str, A
     assert speaker_1_id == 49152
 
 
-def test_bfloat16_is_the_rounded_float32(script: dict[str, Any], demo: Path, tmp_path: Path) -> None:
+def test_bfloat16_is_the_rounded_float32(script: dict[str, Any], small: Path, tmp_path: Path) -> None:
     script["build"](tmp_path / "bf16", dtype="bfloat16")
     halves = load_file(tmp_path / "bf16" / "model.safetensors")
-    for name, tensor in load_file(demo / "model.safetensors").items():
+    for name, tensor in load_file(small / "model.safetensors").items():
         assert torch.equal(halves[name], tensor.to(torch.bfloat16)), name
 
 
-def test_the_tokenizer_has_the_published_ids_and_loses_no_text(script: dict[str, Any], demo: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(demo)
-    data = json.loads((demo / "config.json").read_text())["data"]
+def test_the_tokenizer_has_the_published_ids_and_loses_no_text(script: dict[str, Any], small: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(small)
+    data = json.loads((small / "config.json").read_text())["data"]
     names = ["<s>", "<new_word>", "<pad>", "<zero>"]
     assert tokenizer.convert_tokens_to_ids(names) == [1, 2, 3, 7]
     assert [data[f"text_{name}_token_id"] for name in ("new_word", "pad", "zero")] == [2, 3, 7]
@@ -117,8 +117,8 @@ def test_the_tokenizer_has_the_published_ids_and_loses_no_text(script: dict[str,
     assert min(ids) > 7
 
 
-def test_the_codec_loads_whole_and_its_noise_is_audible_and_does_not_clip(demo: Path) -> None:
-    codec, info = MimiModel.from_pretrained(demo / "mimi", output_loading_info=True)
+def test_the_codec_loads_whole_and_its_noise_is_audible_and_does_not_clip(small: Path) -> None:
+    codec, info = MimiModel.from_pretrained(small / "mimi", output_loading_info=True)
     assert not any(info.values()), info
     codes = torch.randint(0, 2048, (1, codec.config.num_quantizers, 50), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

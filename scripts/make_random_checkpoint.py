@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Write a random checkpoint in the published Dia2 format: the model, its tokenizer and its Mimi codec.
 
-    python scripts/make_demo_checkpoint.py build/demo           # 14 MB, real time on two CPU cores
-    python scripts/make_demo_checkpoint.py build/2b --shape 2b  # the shape of Dia2-2B, 7.7 GB (bfloat16: 3.8)
+    python scripts/make_random_checkpoint.py build/small         # 14 MB, real time on two CPU cores
+    python scripts/make_random_checkpoint.py build/2b --shape 2b  # the shape of Dia2-2B, 7.7 GB (bfloat16: 3.8)
 
-The weights are random, so it makes NOISE, NOT SPEECH. The demo shape shows the whole path without the real
-weights; the 2b shape lets its speed be measured. Whatever is not a width is as published in both: the delays,
-the special ids, the look-ahead, the weight groups, the context.
+The weights are random, so it makes NOISE, NOT SPEECH. The 2b shape lets the real
+model's speed be measured without its weights, the small one the path around a model. Whatever is not a width is as
+published in both: the delays, the special ids, the look-ahead, the weight groups, the context.
 
 The same arguments give the same bytes everywhere: each tensor is drawn from its own generator, seeded by
 the tensor's name, and streamed to disk, so that even the 2b shape needs little memory. The scales are chosen
@@ -167,7 +167,7 @@ def mimi_config(*, codebooks: int, hidden: int, layers: int, heads: int, filters
 
 
 def shape_configs(shape: str) -> tuple[Config, Config, int]:
-    """The Dia2 config, the Mimi config and the id of `[S1]` for a shape, `demo` or `2b`."""
+    """The Dia2 config, the Mimi config and the id of `[S1]` for a shape, `small` or `2b`."""
     if shape == "2b":
         dia2 = dia2_config(
             codebooks=32,
@@ -388,7 +388,7 @@ def write_json(path: Path, value: Config) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def build(out: Path, *, shape: str = "demo", dtype: str = "float32", seed: int = SEED) -> None:
+def build(out: Path, *, shape: str = "small", dtype: str = "float32", seed: int = SEED) -> None:
     """Write the checkpoint to `out`, whole or not at all; a folder already there is replaced."""
     dia2, mimi, speaker_1_id = shape_configs(shape)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -408,7 +408,7 @@ def build(out: Path, *, shape: str = "demo", dtype: str = "float32", seed: int =
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write a random Dia2 checkpoint: noise, not speech.")
     parser.add_argument("out", type=Path, metavar="OUT_DIR")
-    parser.add_argument("--shape", choices=("demo", "2b"), default="demo")
+    parser.add_argument("--shape", choices=("small", "2b"), default="small")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the model on disk")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--force", action="store_true", help="replace OUT_DIR if it exists")
