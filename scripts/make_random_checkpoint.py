@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Write a random checkpoint in the published Dia2 format: the model, its tokenizer and its Mimi codec.
 
-    python scripts/make_random_checkpoint.py build/small         # 14 MB, real time on two CPU cores
+    python scripts/make_random_checkpoint.py build/small          # 14 MB, real time on two CPU cores
     python scripts/make_random_checkpoint.py build/2b --shape 2b  # the shape of Dia2-2B, 7.7 GB (bfloat16: 3.8)
 
-The weights are random, so it makes NOISE, NOT SPEECH. The 2b shape lets the real
-model's speed be measured without its weights, the small one the path around a model. Whatever is not a width is as
-published in both: the delays, the special ids, the look-ahead, the weight groups, the context.
+The weights are random, so it makes NOISE, NOT SPEECH. The 2b shape lets the real model's speed be measured without its
+weights; the small one lets the path around a model be tested. Whatever is not a width is as published in both: the
+delays, the special ids, the look-ahead, the weight groups, the context.
 
 The same arguments give the same bytes everywhere: each tensor is drawn from its own generator, seeded by
 the tensor's name, and streamed to disk, so that even the 2b shape needs little memory. The scales are chosen
