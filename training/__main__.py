@@ -18,6 +18,7 @@ STAGES = {
     "lm-export": "lm.export",
     "check": "check",
     "voices": "voices",
+    "sources": "sources",
     "gallery": "gallery",
 }
 

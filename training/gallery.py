@@ -1,6 +1,6 @@
 """Stage `gallery`: a page with ten sentences in each voice, to listen to and to look at.
 
-    DIA2_TEMPERATURE=0.5 DIA2_CFG_SCALE=3 python -m training gallery checkpoints/demo docs/demo    # as it is served
+    python -m training gallery checkpoints/demo docs/demo
 
 Settings come from the environment. The first seed is taken for each, nothing is chosen. Audio is MP3 of 64 kbit/s,
 pictures are spectrograms.

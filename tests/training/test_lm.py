@@ -20,7 +20,7 @@ from training.codec.export import save_codec
 from training.codec.model import Codec
 from training.codec.shape import Shape as CodecShape
 from training.lm import export
-from training.lm.conversation import Conversation, Corpus
+from training.lm.conversation import Conversation, Corpus, read_corpus
 from training.lm.model import LanguageModel
 from training.lm.pool import IGNORED, Batch, Pool
 from training.lm.rows import FORCED, Builder
@@ -176,12 +176,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(builder: Builder, pool: 
     assert average.keys() == LanguageModel(builder.config).state_dict().keys()
 
 
-def test_a_corpus_takes_the_files_that_come_later(tmp_path: Path) -> None:
-    corpus, said = Corpus(), utterances()
+def test_a_corpus_is_all_the_files_of_a_set(tmp_path: Path) -> None:
+    said = utterances()
     tokens.write(tmp_path / "train-00000-00000.safetensors", said[:8])
-    corpus.take(tmp_path, "train")
     tokens.write(tmp_path / "train-00001-00001.safetensors", said[8:])
-    corpus.take(tmp_path, "train")
+    with pytest.raises(FileNotFoundError, match="no test-"):
+        read_corpus(tmp_path, "test")
+    corpus = read_corpus(tmp_path, "train")
     assert sum(map(len, corpus.speakers.values())) == len(said)
     assert corpus.names == sorted({utterance.speaker for utterance in said})
 

@@ -55,24 +55,21 @@ class Conversation:
 
 
 class Corpus:
-    """Utterances by speaker; more may come while rows are made of them."""
+    """Utterances by speaker."""
 
-    def __init__(self, utterances: Iterable[Utterance] = ()) -> None:
+    def __init__(self, utterances: Iterable[Utterance]) -> None:
         self.speakers: dict[str, list[Utterance]] = {}
-        self.names: list[str] = []
-        self._files: set[Path] = set()
-        self._add(utterances)
-
-    def take(self, folder: Path, which: str) -> None:
-        """The files of a set, `train` or `test`, that were not there the last time."""
-        for path in sorted(set(folder.glob(f"{which}-*.safetensors")) - self._files):
-            self._files.add(path)
-            self._add(read(path))
-
-    def _add(self, utterances: Iterable[Utterance]) -> None:
         for utterance in utterances:
             self.speakers.setdefault(utterance.speaker, []).append(utterance)
         self.names = sorted(self.speakers)
+
+
+def read_corpus(folder: Path, which: str) -> Corpus:
+    """A set, `train` or `test`, of a folder of tokens. Raises FileNotFoundError if there is none of it."""
+    paths = sorted(folder.glob(f"{which}-*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} has no {which}-*.safetensors; make them with the stage `tokens`")
+    return Corpus(utterance for path in paths for utterance in read(path))
 
 
 class Writer:

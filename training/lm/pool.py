@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dia2_engine.model.config import ModelConfig
 
-from .conversation import Corpus
+from .conversation import read_corpus
 from .rows import FORCED, Builder, Rows
 
 SHARD_ROWS = 128
@@ -113,14 +113,12 @@ class Shards:
 
 
 _builder: Builder  # of a background process
-_tokens: Path
 
 
 def _begin(run: Path, tokens: Path) -> None:
-    global _builder, _tokens
-    _builder, _tokens = Builder(run, Corpus()), tokens
+    global _builder
+    _builder = Builder(run, read_corpus(tokens, "train"))
 
 
 def _shard(number: int) -> Rows:
-    _builder.corpus.take(_tokens, "train")
     return _builder.rows(range(number * SHARD_ROWS, (number + 1) * SHARD_ROWS))

@@ -1,10 +1,10 @@
 """Stage `lm`: train the language model on the codec's tokens, in pieces.
 
-    python -m training lm DATA runs/lm --steps 30000 --minutes 9
+    python -m training lm DATA runs/lm --compile reduce-overhead
 
-It takes the tokens in DATA/tokens, and those that come while it trains; the tokenizer is made from all sentences. A
-piece ends after its minutes and leaves RUN/state.safetensors, from which the same command goes on. Whatever is
-random about a step follows from the step's number and the rows that the pool holds.
+It takes the tokens in DATA/tokens; the tokenizer is made from all sentences. A piece ends after its minutes and
+leaves RUN/state.safetensors, from which the same command goes on. Whatever is random about a step follows from the
+step's number and the rows that the pool holds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .. import curves
 from ..codec.train import COMPILE_MODES
 from ..data import sentences
 from ..state import FILE, WARMUP_STEPS, learning_rate, make_moments
-from .conversation import Corpus
+from .conversation import read_corpus
 from .export import FOLDER_FILES, load_checkpoint
 from .model import LanguageModel, Logits
 from .pool import IGNORED, SHARD_ROWS, Batch, Pool, Shards
@@ -47,7 +47,6 @@ _TEST_PARTS = 8
 _FIRST_SHARDS = 8  # that the first step waits for
 _ROWS_AHEAD = 16 * SHARD_ROWS  # of those that steps have read: no faster, since on a CPU both take the same cores
 _SAVE_S = 150.0
-_TOKENS_S = 300.0
 _OTHERS_WEIGHT = 1.5  # of the mean of codebooks 1 and up, beside the action and codebook 0
 
 
@@ -57,10 +56,10 @@ class Settings:
 
     steps: int
     batch: int = 32  # rows
-    rate: float = 1e-3
+    rate: float = 2e-3
     final_rate: float = 2e-5
     decay: float = 0.1
-    dropout: float = 0.1
+    dropout: float = 0.2
     depth: float = 0.5  # share of frames that pass the depformer
     textless: float = 0.12  # share of rows that teach guidance's other branch
     blanks: float = 0.05  # share of audio that is missing in what is read
@@ -209,22 +208,13 @@ def _prepare(run: Path, data: Path, start: Path | None, dropout: float) -> tuple
     return LanguageModel(load_model_config(run / FOLDER_FILES[0]), dropout), 0
 
 
-def _wait_for(tokens: Path) -> None:
-    """Until there are some of both sets: they may be being made."""
-    began = time.monotonic()
-    while not all(any(tokens.glob(f"{which}-*.safetensors")) for which in ("test", "train")):
-        if time.monotonic() - began > _TOKENS_S:
-            raise TimeoutError(f"no tokens in {tokens} after {_TOKENS_S:g} s")
-        time.sleep(1)
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="training lm", description="Train a language model on DATA; RUN keeps its state."
     )
     parser.add_argument("data", type=Path, metavar="DATA", help="folder with the sentences, and tokens/ of both sets")
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("--steps", type=int, default=30000, help="of the whole run")
+    parser.add_argument("--steps", type=int, default=14000, help="of the whole run")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this piece")
     parser.add_argument("--batch", type=int, default=Settings.batch, help="rows")
     parser.add_argument("--rate", type=float, default=Settings.rate)
@@ -246,15 +236,13 @@ def main(argv: list[str]) -> int:
     if goes_on:
         run.load(args.run)
         trainer.resumed()
-    # The numbers of earlier pieces' shards are below their steps, so these rows are new.
     tokens = args.data / "tokens"
-    _wait_for(tokens)
+    spoken = read_corpus(tokens, "test")
+    # The numbers of earlier pieces' shards are below their steps, so these rows are new.
     shards = Shards(args.run, tokens, run.step, args.processes)
     try:
         held_out = Pool(model.config, device, _TEST_ROWS * _TEST_PARTS)
-        corpus = Corpus()
-        corpus.take(tokens, "test")
-        held_out.put(Builder(args.run, corpus).rows(range(_TEST_ROWS * _TEST_PARTS)))
+        held_out.put(Builder(args.run, spoken).rows(range(_TEST_ROWS * _TEST_PARTS)))
         pool = Pool(model.config, device)
         train(trainer, shards, pool, held_out, args.run, 60 * args.minutes - (time.monotonic() - began))
     finally:
