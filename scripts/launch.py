@@ -17,9 +17,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# So small a model is better understood when it dares less, and handing its tensors to a second thread takes longer than
-# computing them.
-FOR_DEMO = {"DIA2_TEMPERATURE": "0.5", "DIA2_CFG_SCALE": "3", "OMP_NUM_THREADS": "1"}
 sys.path.insert(0, str(ROOT))
 # The settings, without dia2_engine/__init__.py: that imports torch, which is not installed yet.
 sys.modules["dia2_engine"] = types.ModuleType("dia2_engine")
@@ -54,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_container(args, environ)
         python, tritonserver = install(args)
         if "DIA2_CHECKPOINT" not in environ:
-            environ = {**FOR_DEMO, **environ, "DIA2_CHECKPOINT": str(ROOT / "checkpoints" / "demo")}
-            say("no --checkpoint: serving the demo, a small model that slurs its words; the real one is")
+            # Handing tensors as small as the demo's to a second thread takes longer than computing them.
+            environ = {"OMP_NUM_THREADS": "1", **environ, "DIA2_CHECKPOINT": str(ROOT / "checkpoints" / "demo")}
+            say("no --checkpoint: serving the demo, a small model for trying this out; the real one is")
             say("  --checkpoint nari-labs/Dia2-2B")
         return serve(args, python, tritonserver, environ)
     except Stopped as stopped:

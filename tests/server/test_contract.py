@@ -30,10 +30,7 @@ LONG = "[S1] " + "This goes on and on and on. " * 40
 @pytest.fixture(scope="session")
 def worker(server: Server) -> Iterator[Worker]:
     """The same engine in this process."""
-    # With the launch script's settings for the demo.
-    config = EngineConfig(
-        str(DEMO), voices=str(ROOT / "voices"), device="cpu", temperature=0.5, cfg_scale=3.0, run_ahead_s=0.0
-    )
+    config = EngineConfig(str(DEMO), voices=str(ROOT / "voices"), device="cpu", run_ahead_s=0.0)
     worker = Worker(config)
     yield worker
     worker.close()

@@ -16,7 +16,7 @@ TEXTS = (
     "Your table by the window is ready now, and the soup is still warm.",
     "The train to the city leaves in ten minutes from the other side.",
 )
-MOST_WRONG = 0.6  # of all words: 0.27 here, others on a processor that draws other samples; noise has about 1
+MOST_WRONG = 0.2  # of all words, on any processor: they draw other samples; noise has about 1
 SAMPLE_RATE = 24_000
 
 pytestmark = pytest.mark.server
