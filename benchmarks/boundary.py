@@ -17,7 +17,8 @@ purpose, and that only this laboratory has: undelayed, bos-cooldown, clamp (benc
 - prefix repeated: outputs in which words of the voice's clip are heard that the request does not have: three in a row
   anywhere, or two that begin with the first or second word, or the clip's last word as one of these. "Of another voice"
   is the same with another voice's clip, which nobody has spoken: what is there is chance.
-- word error rate: Whisper base against the request's text; intervals by drawing requests anew.
+- word error rate: Whisper base against the request's text; intervals by drawing requests anew. Against seamless: the
+  rate less that of seamless, request by request, in points.
 - own voice: outputs whose speaker vector (resemblyzer) is nearer to their voice's clip, as the codec plays it, than to
   any other voice's.
 - bursts: outputs whose first half second is far out (Tukey's outer fence) of the rest of the output and of all clips

@@ -81,8 +81,9 @@ class Protocol:
     deliver: Deliver = aligned
 
 
+SEAMLESS = "seamless"
 PROTOCOLS = {
-    "seamless": Protocol("the engine's default"),
+    SEAMLESS: Protocol("the engine's default"),
     "no-cooldown": Protocol("no silence between the voice and the request", {"cooldown_frames": 0}),
     "no-kick": Protocol("the model chooses when to begin", {"kick": False}),
     "no-fade": Protocol("the voice's clip ends as it was cut", {"fade_ms": 0.0}),

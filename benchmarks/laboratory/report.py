@@ -12,7 +12,7 @@ from training.recogniser import error_rate, normalise, word_errors
 
 from .measures import Segments, burst, median, repeated, wilson
 from .outputs import CLIP, Heard, Output, Run
-from .protocols import PROTOCOLS
+from .protocols import PROTOCOLS, SEAMLESS
 
 HEAD = (
     "protocol",
@@ -20,6 +20,7 @@ HEAD = (
     "prefix repeated",
     "(of another voice)",
     "word error rate",
+    "against seamless",
     "own voice",
     "bursts",
     "first audible, ms",
@@ -39,7 +40,8 @@ def summarise(run: Run) -> dict[str, Any]:
             pairs[output.protocol].append((output, heard[key]))
     pairs.pop(CLIP, None)
     names = sorted(pairs, key=lambda name: _ORDER.index(name) if name in _ORDER else -1)
-    rows = [_row(name, pairs[name], clips, prefixes) for name in names]
+    wrong = {name: _Wrong(pairs[name]) for name in names}
+    rows = [_row(name, pairs[name], wrong[name], wrong.get(SEAMLESS), clips, prefixes) for name in names]
     return {"settings": run.settings, "rows": rows, "unheard": len(outputs.keys() - heard.keys())}
 
 
@@ -47,16 +49,42 @@ def _prefix_words(transcripts: dict[str, list[str]]) -> dict[str, list[str]]:
     return {voice: [word for text in texts for word in normalise(text)] for voice, texts in transcripts.items()}
 
 
+class _Wrong:
+    """Word errors of a protocol, and words, by request."""
+
+    def __init__(self, pairs: Sequence[tuple[Output, Heard]]) -> None:
+        self.errors, self.words = defaultdict[int, int](int), defaultdict[int, int](int)
+        for output, one in pairs:
+            wanted = normalise(output.text)
+            self.errors[output.request] += word_errors(wanted, normalise(one.words))
+            self.words[output.request] += len(wanted)
+
+    def rate(self) -> dict[str, float]:
+        return _interval(list(self.errors.values()), list(self.words.values()))
+
+    def less(self, other: _Wrong) -> dict[str, float] | None:
+        """The rate less another's, request by request. None if that other one lacks some of these."""
+        if other is self or not self.words.items() <= other.words.items():
+            return None
+        return _interval([self.errors[key] - other.errors[key] for key in self.words], list(self.words.values()))
+
+
+def _interval(errors: list[int], words: list[int]) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), error_rate(errors, words), strict=True))
+
+
 def _row(
-    name: str, pairs: Sequence[tuple[Output, Heard]], clips: dict[str, Heard], prefixes: dict[str, list[str]]
+    name: str,
+    pairs: Sequence[tuple[Output, Heard]],
+    wrong: _Wrong,
+    seamless: _Wrong | None,
+    clips: dict[str, Heard],
+    prefixes: dict[str, list[str]],
 ) -> dict[str, Any]:
     natural = [Segments(clip.start, clip.rest) for clip in clips.values()]
-    errors, words = defaultdict[int, int](int), defaultdict[int, int](int)
     repeats, bursts, matches, alarms = [], [], 0, 0
     for output, one in pairs:
         wanted, said, own = normalise(output.text), normalise(one.words), prefixes[output.voice]
-        errors[output.request] += word_errors(wanted, said)
-        words[output.request] += len(wanted)
         where = {"request": output.request, "voice": output.voice}
         if found := repeated(said, own, wanted):
             repeats.append({**where, "words": " ".join(found)})
@@ -71,9 +99,8 @@ def _row(
         "outputs": len(pairs),
         "prefix_repeat": rate(len(repeats), len(pairs)),
         "other_prefix": rate(alarms, len(pairs) * (len(prefixes) - 1)),  # false alarms: nobody has spoken these
-        "word_error_rate": dict(
-            zip(("value", "low", "high"), error_rate(list(errors.values()), list(words.values())), strict=True)
-        ),
+        "word_error_rate": wrong.rate(),
+        "against_seamless": wrong.less(seamless) if seamless else None,
         "voice_match": rate(matches, len(pairs)),
         "bursts": rate(len(bursts), len(pairs)),
         "first_audible_ms": dict(zip(("p50", "low", "high"), median(audible), strict=True)) if audible else None,
@@ -107,13 +134,14 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    wrong, audible = row["word_error_rate"], row["first_audible_ms"]
+    wrong, more, audible = row["word_error_rate"], row["against_seamless"], row["first_audible_ms"]
     return [
         row["protocol"],
         str(row["outputs"]),
         _share(row["prefix_repeat"]),
         _share(row["other_prefix"]),
         f"{100 * wrong['value']:.1f} % ({100 * wrong['low']:.1f} to {100 * wrong['high']:.1f})",
+        f"{100 * more['value']:+.1f} ({100 * more['low']:+.1f} to {100 * more['high']:+.1f})" if more else "-",
         _share(row["voice_match"]),
         _share(row["bursts"]),
         f"{audible['p50']:.0f} ({audible['low']:.0f} to {audible['high']:.0f})" if audible else "-",

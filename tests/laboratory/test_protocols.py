@@ -235,6 +235,8 @@ def test_the_report_counts_what_was_heard(run: Run, capsys: pytest.CaptureFixtur
     assert [clean[name]["hits"] for name in ("prefix_repeat", "other_prefix", "voice_match", "bursts")] == [0, 0, 4, 0]
     assert clean["first_audible_ms"]["p50"] == 120
     assert wrong["word_error_rate"]["value"] == pytest.approx((3 + 5) / 10)
+    assert clean["against_seamless"] is None
+    assert wrong["against_seamless"]["value"] == pytest.approx((3 + 5) / 10)
     assert wrong["repeated"] == [{"request": 0, "voice": "x", "words": "it is ben"}]
     assert wrong["other_prefix"]["hits"] == 1, "request 1 has them too, in the voice that has never said them"
     assert wrong["burst"] == [{"request": 0, "voice": "x", "by": ["level"]}]
