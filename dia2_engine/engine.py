@@ -100,8 +100,8 @@ class Engine:
         )
         self.guard = IdGuard(files.config, debug=config.debug)
         self.slots: list[Stream | None] = [None] * config.slots
-        # On a GPU a step's codes are read while the next one runs; in debug mode they are checked before that.
-        self._overlaps = self.runner.on_gpu and not config.debug
+        # A step's codes are read while the next one runs; in debug mode they are checked before that.
+        self._overlaps = self.runner.overlaps and not config.debug
         self._unfinished: list[_Made] = []
         self._settings = _Settings(config.slots)
         self._encoding = ThreadPoolExecutor(1, "dia2-encoding")  # of what users say, which takes longer than a frame
@@ -238,8 +238,9 @@ class Engine:
     def step(self, streams: Sequence[Stream], emit: Emit) -> None:
         """Advance some live streams by one column each; chunks, ends and failures go to `emit`.
 
-        On a GPU what this step makes is read, decoded and sent by the next call, while that one's step runs. A stream
-        that fails is released and does not disturb the others; one that has reached its end makes no further steps.
+        Where the runner overlaps, what this step makes is read, decoded and sent by the next call, while that one's
+        step runs. A stream that fails is released and does not disturb the others; one that has reached its end makes
+        no further steps.
         """
         self._prepare(streams, emit)
         staged = self._stage(streams, emit)
@@ -284,7 +285,7 @@ class Engine:
         going.sort(key=lambda stream: not stream.boundary.samples_audio())
         if not going:
             return going
-        self.runner.buffers.wait()  # a depformer that reads text has them copied once more, late in the step before
+        self.runner.wait()  # for the step before, which reads its inputs there
         inputs, rows = self.runner.buffers.inputs, len(going)
         slots = [stream.slot for stream in going]
         inputs.slots[:rows] = slots

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .config import ModelConfig, load_model_config
 from .dia2 import Dia2
+from .layers import Linear
 
 DEFAULT_MIMI = "kyutai/mimi"
 _MANIFEST = "dia2_assets.json"  # optional: renames the parts of a published checkpoint
@@ -147,4 +148,8 @@ def load_dia2(files: CheckpointFiles, *, device: torch.device, dtype: torch.dtyp
     with torch.device("meta"):
         model = Dia2(files.config)
     load_strictly(model, files.weights, device=device, dtype=dtype)
+    if device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.store_for_cpu()
     return model

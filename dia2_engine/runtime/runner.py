@@ -3,7 +3,8 @@
 Two kinds of work. `extend` feeds known columns of one slot, many at once, transformer only. A `frame` is one column
 of each slot that takes part: `transform`, then, for slots past their delay, `depform`. On a GPU these are put into
 the device's queue and the host goes on; `actions` and `fetch` say what came out. The codec has a queue of its own, so
-that a frame is decoded while the next one is made.
+that a frame is decoded while the next one is made. On the CPU, if a pass is to use no more than one thread, the queue
+is a thread too, and the codec runs in the caller's.
 
 On a GPU a pass has one of a few shapes (*buckets*), recorded at start-up. Rows that only fill a bucket up are inert:
 they run with legal ids, on a slot of scratch that nobody reads, and their results are ignored.
@@ -15,6 +16,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +33,7 @@ from ..model.step import Columns, SlotMemory, Step
 from .buffers import ColumnBuffers, Staged, StepBuffers
 from .graphs import Graphs
 from .pages import PagePool, cache_pages
+from .queue import PassQueue
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,10 @@ class ModelRunner:
         self.on_gpu = self.device.type == "cuda"
         self.buffers = StepBuffers(slots, config, weight.device, weight.dtype)
         self._host = _HostResults(self.buffers.step) if self.on_gpu else None
+        # A pass that uses several threads leaves no core for another one to be beside it.
+        beside = not self.on_gpu and torch.get_num_threads() == 1
+        self._queue, self._acted = PassQueue(thread=beside), Future[None]()
+        self.overlaps = self.on_gpu or beside  # whether a frame is decoded while the next one is made
         self._codec_queue = torch.cuda.Stream(priority=-1) if self.on_gpu else None  # type: ignore[no-untyped-call]
         context, page = config.max_context_steps + 1, config.max_context_steps + 1
         self._passes: Passes
@@ -129,6 +136,7 @@ class ModelRunner:
     @torch.inference_mode()
     def extend(self, slot: int, columns: Ids, start: int) -> None:
         """Feed `columns` [N, 2 + C] to a slot at positions `start ..`; nothing is sampled."""
+        self._queue.wait()
         for first in range(0, len(columns), self._extend_columns):
             part = columns[first : first + self._extend_columns]
             if not self.on_gpu:
@@ -139,6 +147,7 @@ class ModelRunner:
     @torch.inference_mode()
     def enter(self, slot: int, audio: Ids) -> None:
         """Say which audio ids [C] the slot's first step consumes; each step leaves those of the next."""
+        self._queue.wait()
         self._first_audio.wait()
         self._first_audio.arrays["ids"][:] = audio
         self._first_audio.upload()
@@ -148,14 +157,17 @@ class ModelRunner:
     def transform(self, rows: int) -> None:
         """One column of the slots staged in the buffers' first rows; samples actions and codebook 0."""
         step = self._fill_up(rows)
-        self.graphs.run(("transform", len(step.slots)), lambda: self._passes.transform(step, self.memory))
+        key = ("transform", len(step.slots))
+        self._acted = self._queue.put(lambda: self.graphs.run(key, lambda: self._passes.transform(step, self.memory)))
         if self._host is not None:
             self._host.fetch_actions()
 
     def actions(self, rows: int) -> Ids:
         """The actions [rows] that `transform` sampled; waits for it, and for nothing that came after it."""
-        actions = self.buffers.step.actions.numpy() if self._host is None else self._host.actions()
-        return actions[:rows]
+        if self._host is not None:
+            return self._host.actions()[:rows]
+        self._acted.result()
+        return self.buffers.step.actions.numpy()[:rows]
 
     @torch.inference_mode()
     def depform(self, rows: int) -> None:
@@ -163,7 +175,8 @@ class ModelRunner:
         if self.config.depformer_text:
             self.buffers.upload()  # the text came after `transform`
         step = self.buffers.step.first(self._bucket(rows))
-        self.graphs.run(("depform", len(step.slots)), lambda: self._passes.depform(step, self.memory))
+        key = ("depform", len(step.slots))
+        self._queue.put(lambda: self.graphs.run(key, lambda: self._passes.depform(step, self.memory)))
 
     @torch.inference_mode()
     def fetch(self, rows: int) -> Callable[[], Ids]:
@@ -173,8 +186,7 @@ class ModelRunner:
         """
         if self._host is not None:
             return self._host.fetch_codes(rows)
-        codes: Ids = self.buffers.step.codes[:rows].numpy().astype(np.int64)
-        return lambda: codes
+        return self._queue.put(lambda: self.buffers.step.codes[:rows].numpy().astype(np.int64)).result
 
     @torch.inference_mode()
     def decode(self, slots: list[int], codes: Ids) -> NDArray[np.float32]:
@@ -210,6 +222,7 @@ class ModelRunner:
     @torch.inference_mode()
     def open(self, slot: int, columns: int) -> None:
         """Give a slot the memory for as many columns as it may ever take. Raises ValueError if there is not enough."""
+        self._queue.wait()
         pages = self.pages.take(slot, self._pages_for(columns))
         self._table[slot] = self._scratch_page
         self._table[slot, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
@@ -226,6 +239,7 @@ class ModelRunner:
     @torch.inference_mode()
     def snapshot(self, slot: int, columns: int, *, codec: bool) -> SlotSnapshot:
         """Copy what a slot has seen: the first `columns` KV rows and, if asked, its codec state."""
+        self._queue.wait()
         page = self._page_columns
         pages, rows = self.pages.of(slot)[: -(-columns // page)], min(columns, page)
         keys, values = (cache[:, pages, ..., :rows, :] for cache in (self.memory.keys, self.memory.values))
@@ -234,6 +248,7 @@ class ModelRunner:
     @torch.inference_mode()
     def restore(self, slot: int, snapshot: SlotSnapshot | None, *, codec: bool = True) -> None:
         """Put a slot into a snapshot's state; None: empty. Not `codec`: the codec's state stays as it is."""
+        self._queue.wait()
         if snapshot is not None:
             rows = snapshot.keys.shape[4]
             for page, keys, values in zip(
@@ -252,6 +267,13 @@ class ModelRunner:
     def _beside(self) -> AbstractContextManager[object]:
         """What touches the codec's state goes into the codec's queue."""
         return nullcontext() if self._codec_queue is None else torch.cuda.stream(self._codec_queue)
+
+    # ---- the queue
+
+    def wait(self) -> None:
+        """Until the step's inputs may be written again."""
+        self.buffers.wait()
+        self._queue.wait()
 
     # ---- shapes
 

@@ -70,6 +70,33 @@ def test_batched_equals_alone(engine: Engine) -> None:
         np.testing.assert_array_equal(record.audio(stream), audio_of(events))
 
 
+@pytest.mark.parametrize("engine", ["small", "textdep"], indirect=True)
+def test_decoding_beside_the_next_step_changes_nothing(
+    engine: Engine, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """On the CPU as on a GPU; with a neighbour that is cancelled while its frame is on its way."""
+    variant = request.node.callspec.params["engine"]
+    overlapping = make_engine(variant, slots=8, voices=str(write_voices(tmp_path, variant)), debug=False)
+    assert overlapping._overlaps
+    assert not engine._overlaps
+    record, streams = Recorder(), [overlapping.parse(request) for request in REQUESTS]
+    for turn in range(10_000):
+        if turn % 3 == 0 and turn // 3 < len(streams):
+            overlapping.start(streams[turn // 3])
+        if turn == 60:
+            overlapping.fail(streams[4], Cancelled("cancelled"), record)
+        overlapping.step(overlapping.live, record)
+        if not overlapping.live and turn > 60:
+            break
+    assert isinstance(record.events[streams.pop(4)][-1], Failed)
+    for stream, alone in zip(streams, REQUESTS[:4] + REQUESTS[5:], strict=True):
+        single, events = speak(engine, alone)
+        np.testing.assert_array_equal(tokens_of(stream), tokens_of(single))
+        assert record.events[stream][-1] == events[-1]
+        assert words_of(record.events[stream]) == words_of(events)
+        np.testing.assert_array_equal(record.audio(stream), audio_of(events))
+
+
 @pytest.mark.parametrize("engine", ["small"], indirect=True)
 def test_same_seed_same_audio_other_seed_other_audio(engine: Engine) -> None:
     first, again, other = (speak(engine, Request(LINE, voice="solo", seed=seed))[1] for seed in (5, 5, 6))

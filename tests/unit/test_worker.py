@@ -64,7 +64,9 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def worker(metrics: Metrics) -> Iterator[Worker]:
-    worker = Worker(make_config(slots=2, queue=2), metrics)
+    """As deployed: a frame is decoded while the next one is made."""
+    worker = Worker(make_config(slots=2, queue=2, debug=False), metrics)
+    assert worker.engine.runner.overlaps
     yield worker
     worker.close(WAIT_S)
     assert not any(thread.is_alive() for thread in worker._threads)
@@ -149,10 +151,10 @@ def test_cancel_before_first_audio_in_mid_stream_and_in_the_queue(worker: Worker
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 5])
-def test_a_cancelled_stream_makes_no_further_frame(
+def test_a_cancelled_stream_begins_no_further_frame(
     worker: Worker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, chunks: int
 ) -> None:
-    """Cancelled while it makes frame n, it ends before frame n + 1, and its slot is free. Its neighbour goes on."""
+    """Cancelled at frame n, it ends, n + 1 on its way and unheard, and its slot is free. Its neighbour goes on."""
     seen: list[Any] = []
     emit = worker._emit
 
@@ -172,7 +174,7 @@ def test_a_cancelled_stream_makes_no_further_frame(
     assert isinstance(seen[-1], Failed)
     assert len(seen) == chunks + 1
     assert cancelled.slot == -1
-    assert cancelled.boundary.frames_out == cancelled.sent_frames
+    assert cancelled.boundary.frames_out == cancelled.sent_frames + 1
     np.testing.assert_array_equal(
         audio_of(neighbour.wait()), audio_of(speak(make_engine(slots=1), Request(LINE, seed=2))[1])
     )
@@ -211,14 +213,15 @@ def test_cancel_after_the_end_is_nothing(worker: Worker, metrics: Metrics) -> No
     assert "cancelled" not in metrics.values
 
 
-def test_a_defect_in_a_step_fails_its_streams_and_the_worker_goes_on(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("of", ["transform", "depform"])
+def test_a_defect_in_a_pass_fails_its_streams_and_the_worker_goes_on(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
-    def explode(rows: int) -> None:
+    def explode(*args: object) -> None:
         raise RuntimeError("the device is on fire")
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker.engine.runner, "transform", explode)
+        patch.setattr(worker.engine.runner._passes, of, explode)
         sink = Collector()
         worker.submit(Request(LINE, seed=1), sink)
         failure = sink.wait()[-1]
