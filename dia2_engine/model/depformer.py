@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +29,21 @@ class StageAttention(nn.Module):
         self.k_norm = nn.RMSNorm(stack.head_dim, eps=config.norm_eps)
 
     def forward(self, x: Tensor, group: str, rope: Tensor | None, cache: Tensor, stage: int) -> Tensor:
-        """One stage of `x` [R, width]; `cache` [2, R, heads, stages, head_dim] is written at `stage`."""
+        """One stage of `x` [R, 1, width]; `cache` [2, R, heads, stages, head_dim] is written at `stage`."""
         rows = x.shape[0]
         qkv = self.in_proj[group](x).view(rows, 3, self.stack.query_heads, self.stack.head_dim)
         q, k, v = qkv.unbind(1)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+            cos, sin = rope
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         cache[0, :, :, stage] = k
         cache[1, :, :, stage] = v
         seen = cache[:, :, :, : stage + 1]
         keys, values = seen.flatten(1, 2)  # [R * heads, stages so far, head_dim]
         # Products of their own for each row, for the reason given at `affine`; the scale is 1.
         weights = torch.bmm(q.reshape(-1, 1, self.stack.head_dim), keys.transpose(1, 2)).softmax(-1)
-        projected: Tensor = self.out_proj[group](torch.bmm(weights, values).view(rows, -1))
+        projected: Tensor = self.out_proj[group](torch.bmm(weights, values).view(rows, 1, -1))
         return projected
 
 
@@ -93,16 +95,16 @@ class Depformer(nn.Module):
         rows, stack = hidden.shape[0], self.config.depformer
         # A frame's own KV: every row is written before it is read.
         cache = hidden.new_empty((stack.layers, 2, rows, stack.query_heads, self.stages, stack.head_dim))
-        previous = first
-        for stage in range(self.stages):
+        previous, hidden = first, hidden.unsqueeze(1)
+        ropes = [None] * self.stages if self.rope is None else self.rope.to(hidden.dtype)
+        for stage, (embed, head, rope) in enumerate(zip(self.audio_embeds, self.logits, ropes, strict=True)):
             group = str(self.config.weights_schedule[stage])
-            x = self.audio_embeds[stage](previous)
+            x = embed(previous.unsqueeze(1))
             if stage == 0 and self.text_embed is not None:
-                x = x + self.text_embed(text[:, 0], text[:, 1])
+                x = x + self.text_embed(text[:, :1], text[:, 1:])
             x = x + self.depformer_in[group](hidden)
-            rope = None if self.rope is None else self.rope[stage]
             for index, layer in enumerate(self.layers):
                 x = layer(x, group, rope, cache[index], stage)
             # Rows of BOS and PAD are cut off: what is never a candidate can never be sampled.
-            weight = self.logits.get_parameter(f"{stage}.weight")[: self.config.codec_vocab]
-            previous = pick(stage + 1, project(self.norm(x), weight).float())
+            weight = cast(Linear, head).weight[: self.config.codec_vocab]
+            previous = pick(stage + 1, project(self.norm(x), weight).squeeze(1).float())

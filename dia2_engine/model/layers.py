@@ -36,7 +36,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Module):
-    """Published as `weight` [out, in], without bias; x [B, T, in] or [B, in]."""
+    """Published as `weight` [out, in], without bias; x [B, T, in]."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -52,26 +52,25 @@ class Linear(nn.Module):
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:
-    """x [B, T, in] or [B, in] times a published weight [out, in]."""
-    return affine(x, weight.t()) if x.ndim == 3 else affine(x.unsqueeze(1), weight.t()).squeeze(1)
+    """x [B, T, in] times a published weight [out, in]."""
+    return affine(x, weight.t())
 
 
 def rope_table(head_dim: int, config: ModelConfig, positions: int) -> Tensor:
-    """cos and sin of the rotary angles, [positions, 2, head_dim]: the rotated halves repeat the same angles."""
+    """cos and sin of the rotary angles, [positions, 2, head_dim], each for both halves; in the first, -sin."""
     # On the CPU explicitly: modules are built on the meta device, tables are not loaded.
     fraction = 2.0 * torch.arange(head_dim // 2, device="cpu") / head_dim
     ratio = config.rope_max_timescale / config.rope_min_timescale
     inverse = 1.0 / (config.rope_min_timescale * ratio**fraction)
     angles = torch.arange(positions, dtype=torch.float32, device="cpu")[:, None] * inverse[None, :].float()
-    angles = torch.cat([angles, angles], dim=-1)
-    return torch.stack([angles.cos(), angles.sin()], dim=1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)], dim=1)
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotary embedding of `x` [..., head_dim] by rows of `rope_table` [..., 2, head_dim] that broadcast to it."""
-    cos, sin = table.to(x.dtype).unbind(-2)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of `x` [..., head_dim] by rows of `rope_table`, [..., head_dim], that broadcast to it."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return x * cos + torch.cat([second, first], dim=-1) * sin
 
 
 class GatedMlp(nn.Module):

@@ -78,11 +78,4 @@ class PlainModel:
         return both.flatten(0, 1)
 
     def _settings(self, step: Step, head: int) -> SamplingRows:
-        top_k = step.top_k[:, head]
-        return SamplingRows(
-            cfg_scale=step.cfg_scale,
-            temperature=step.temperatures[:, head],
-            top_k=top_k.long(),
-            filter_k=self.filter_k,
-            top_k_max=0 if bool((top_k == 0).any()) else int(top_k.max()),
-        )
+        return SamplingRows(step.cfg_scale, step.temperatures[:, head], step.top_k[:, head], self.filter_k)

@@ -7,54 +7,51 @@ take places in the filter. At scale 1 there is no guidance and no filter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_NO_BOUND = 1 << 30  # ids, more than any vocabulary has
 
-@dataclass
+
 class SamplingRows:
-    """Settings of B rows, on the device. `*_max` bound the k of any row, so that shapes stay static."""
+    """Settings of B rows, on the device, worked out once for all that a step samples with them."""
 
-    cfg_scale: Tensor  # [B]
-    temperature: Tensor  # [B]; 0 is greedy
-    top_k: Tensor  # [B] int64; 0 is off
-    filter_k: int
-    top_k_max: int  # 0: some row has top-k off
+    def __init__(self, cfg_scale: Tensor, temperature: Tensor, top_k: Tensor, filter_k: int) -> None:
+        """cfg_scale [B]; temperature [B], 0 is greedy; top_k [B] integers, 0 is off; filter_k 0 is off."""
+        self.filter_k = filter_k
+        self.cfg_scale = cfg_scale[:, None]
+        self.filters = self.cfg_scale != 1.0
+        self.greedy = temperature[:, None] <= 0
+        self.heat = temperature[:, None].masked_fill(self.greedy, 1.0)
+        ranks = top_k[:, None].long()
+        self.worst = ranks.masked_fill(ranks == 0, _NO_BOUND) - 1  # rank of the last that stays
+        self.top_k_max = int(self.worst.max()) + 1
 
 
-def guided_filter(logits: Tensor, scale: Tensor, filter_k: int) -> Tensor:
+def guided_filter(logits: Tensor, rows: SamplingRows) -> Tensor:
     """Conditional logits [B, V] with everything outside the `filter_k` best guided ids at -inf.
 
-    logits [B, 2, V]: conditional, unconditional. filter_k 0 keeps all.
+    logits [B, 2, V]: conditional, unconditional.
     """
     cond, uncond = logits.unbind(1)
-    k = min(filter_k, logits.shape[-1])
+    k = min(rows.filter_k, logits.shape[-1])
     if k == 0:
         return cond
-    guided = torch.lerp(uncond, cond, scale[:, None])
-    threshold = torch.topk(guided, k, dim=-1).values[:, -1:]
-    dropped = (guided < threshold) & (scale != 1.0)[:, None]
-    return cond.masked_fill(dropped, -torch.inf)
+    guided = torch.lerp(uncond, cond, rows.cfg_scale)
+    worst = torch.topk(guided, k, dim=-1).values[:, -1:]
+    return cond.masked_fill((guided < worst) & rows.filters, -torch.inf)
 
 
 def distribution(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """Unnormalised probabilities [B, V], in id order, of the ids each row may sample; greedy rows are one-hot."""
-    cond = guided_filter(logits, rows.cfg_scale, rows.filter_k)
-    vocab = cond.shape[-1]
-    limit = min(rows.top_k_max or vocab, vocab)
-    best = torch.topk(cond, limit, dim=-1).values  # [B, limit], descending
-    last = torch.where(rows.top_k > 0, rows.top_k, vocab).clamp(max=vocab) - 1
-    threshold = best.gather(-1, last.clamp(max=limit - 1)[:, None])
-    keep = cond >= torch.where((last < limit)[:, None], threshold, -torch.inf)
-    greedy = (rows.temperature <= 0)[:, None]
-    heat = torch.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
-    weights = torch.exp((cond - best[:, :1]) / heat) * keep
-    one_hot = torch.zeros_like(weights).scatter_(-1, cond.argmax(-1, keepdim=True), 1.0)
-    return torch.where(greedy, one_hot, weights)
+    """Unnormalised probabilities [B, V], in id order, of the ids each row may sample; of greedy rows the best alone."""
+    cond = guided_filter(logits, rows)
+    limit = min(rows.top_k_max, cond.shape[-1])
+    ranked = torch.topk(cond, limit, dim=-1).values  # [B, limit], descending
+    best, worst = ranked[:, :1], ranked.gather(-1, rows.worst.clamp(max=limit - 1))
+    weights = torch.exp((cond - best) / rows.heat) * (cond >= worst)
+    return torch.where(rows.greedy, cond == best, weights)
 
 
 def sample(logits: Tensor, rows: SamplingRows, uniform: Tensor) -> Tensor:
@@ -66,7 +63,8 @@ def sample(logits: Tensor, rows: SamplingRows, uniform: Tensor) -> Tensor:
     """
     weights = distribution(logits, rows)
     cumulative = torch.where(weights > 0, weights.cumsum(-1), 0.0)
-    target = uniform[:, None] * cumulative.amax(-1, keepdim=True)
+    uniform = uniform[:, None].masked_fill(rows.greedy, 0.0)  # the first, if several are best
+    target = uniform * cumulative.amax(-1, keepdim=True)
     return (cumulative > target).int().argmax(-1)  # the first of them
 
 

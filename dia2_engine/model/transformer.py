@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from .config import ModelConfig, StackConfig
 from .layers import GatedMlp, Linear, TextEmbedding, rope_table, rotate
 
+Rope = tuple[Tensor, Tensor]  # cos and sin, [2S, N, 1, head_dim]
+Places = tuple[Tensor, Tensor, Tensor]  # an index of the cache's rows, heads and columns
+
 
 class Attention(nn.Module):
     """Grouped-query attention with normalised queries and keys, over a cache that the caller owns."""
@@ -28,32 +31,28 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: Tensor,
+        rope: Rope,
         keys: Tensor,
         values: Tensor,
         slots: Sequence[int],
-        where: Tensor,
+        places: Places,
         mask: Tensor,
         spans: Sequence[int],
     ) -> Tensor:
         """Attend from `x` [2S, N, width], two rows (guidance branches) of S slots each.
 
-        rope    [2S, N, 1, 2, head_dim]
         keys    [2 * all slots, kv_heads, T, head_dim]: this layer's cache (values alike)
-        slots   whose part of the cache the rows read, and write in place at `where` [2S, N]
+        slots   whose part of the cache the rows read
+        places  where in it they write
         mask    [2S, 1, N, span]: what each column may see of the cache's first `span` rows, itself included
         spans   for each of the S slots, how many cache rows its columns see at most
         """
         rows, columns, _ = x.shape
         heads = (rows, columns, -1, self.stack.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)), rope)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)), rope)
-        v = self.v_proj(x).view(heads)
-        row = torch.tensor([2 * slot + branch for slot in slots for branch in (0, 1)], device=x.device)
-        head = torch.arange(self.stack.kv_heads, device=x.device)
-        index = (row[:, None, None], head, where[:, :, None])
-        keys[index] = k
-        values[index] = v
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)), *rope)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)), *rope)
+        keys[places] = k
+        values[places] = self.v_proj(x).view(heads)
         out = attend(q.transpose(1, 2), keys, values, slots, mask, spans)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(rows, columns, -1))
         return projected
@@ -92,15 +91,15 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: Tensor,
+        rope: Rope,
         keys: Tensor,
         values: Tensor,
         slots: Sequence[int],
-        where: Tensor,
+        places: Places,
         mask: Tensor,
         spans: Sequence[int],
     ) -> Tensor:
-        x = x + self.attn(self.pre_norm(x), rope, keys, values, slots, where, mask, spans)
+        x = x + self.attn(self.pre_norm(x), rope, keys, values, slots, places, mask, spans)
         out: Tensor = x + self.mlp(self.post_norm(x))
         return out
 
@@ -139,15 +138,19 @@ class Transformer(nn.Module):
 
         columns      [2S, N, 2 + C] ids
         positions    [2S, N] for RoPE, below max_context_steps
-        slots, where, mask, spans  see `Attention`
+        where        [2S, N]: in which cache rows of their slot the columns are kept
+        slots, mask, spans  see `Attention`
         keys, values [layers, 2 * all slots, kv_heads, T, head_dim], written in place
         """
         x = self.text_embed(columns[..., 0], columns[..., 1])
         for codebook, embed in enumerate(self.audio_embeds):
             x = x + embed(columns[..., 2 + codebook])
-        rope = self.rope[positions].unsqueeze(2)
+        cos, sin = self.rope[positions].unsqueeze(2).to(x.dtype).unbind(-2)
+        row = torch.tensor([2 * slot + branch for slot in slots for branch in (0, 1)], device=x.device)
+        head = torch.arange(keys.shape[2], device=x.device)
+        places = (row[:, None, None], head, where[:, :, None])
         for index, layer in enumerate(self.layers):
-            x = layer(x, rope, keys[index], values[index], slots, where, mask, spans)
+            x = layer(x, (cos, sin), keys[index], values[index], slots, places, mask, spans)
         out: Tensor = self.norm(x)
         return out
 

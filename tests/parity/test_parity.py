@@ -214,7 +214,6 @@ def test_sampling_distribution(vectors: Vectors, device: str, case: int) -> None
         temperature=torch.tensor([golden["temperature"]], device=device),
         top_k=torch.tensor([golden["top_k"]], device=device),
         filter_k=golden["cfg_filter_k"],
-        top_k_max=golden["top_k"],
     )
     weights = distribution(tensors[f"sampling.{case}.logits"].to(device)[None], rows)[0].cpu()
     torch.testing.assert_close(weights / weights.sum(), tensors[f"sampling.{case}.probs"], rtol=1e-4, atol=1e-6)

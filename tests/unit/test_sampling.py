@@ -21,7 +21,6 @@ def rows(batch: int, *, cfg: float = 1.0, temperature: float = 1.0, top_k: int =
         temperature=torch.full((batch,), temperature),
         top_k=torch.full((batch,), top_k),
         filter_k=filter_k,
-        top_k_max=top_k,
     )
 
 
@@ -98,7 +97,7 @@ def test_draws_follow_the_distribution() -> None:
 def test_guidance_chooses_the_candidates_and_the_conditional_logits_weigh_them() -> None:
     cond = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
     uncond = torch.tensor([[9.0, 0.0, 0.0, 0.0]])  # guided at 2: -3, 4, 2, 0
-    kept = guided_filter(both(cond, uncond), torch.tensor([2.0]), 2)
+    kept = guided_filter(both(cond, uncond), rows(1, cfg=2.0, filter_k=2))
     assert kept.tolist() == [[-torch.inf, 2.0, 1.0, -torch.inf]]
     weights = distribution(both(cond, uncond), rows(1, cfg=2.0, filter_k=2))[0]
     torch.testing.assert_close(weights / weights.sum(), torch.softmax(torch.tensor([-torch.inf, 2, 1, -torch.inf]), 0))
@@ -109,7 +108,7 @@ def test_guidance_chooses_the_candidates_and_the_conditional_logits_weigh_them()
 def test_at_scale_one_there_is_no_guidance_and_no_filter() -> None:
     cond = torch.tensor([[3.0, 2.0, 1.0]])
     uncond = torch.tensor([[9.0, 0.0, 0.0]])
-    assert guided_filter(both(cond, uncond), torch.tensor([1.0]), 1).tolist() == cond.tolist()
+    assert guided_filter(both(cond, uncond), rows(1, cfg=1.0, filter_k=1)).tolist() == cond.tolist()
 
 
 def test_greedy_takes_the_best_whatever_the_noise() -> None:
@@ -117,6 +116,8 @@ def test_greedy_takes_the_best_whatever_the_noise() -> None:
     for noise in (0.0, 0.3, float(LARGEST)):
         ids = sample(both(logits), rows(64, temperature=0.0, top_k=50), torch.full((64,), noise))
         assert ids.tolist() == logits.argmax(1).tolist()
+        tied = torch.tensor([[0.0, 7.0, 7.0, 1.0, 7.0]])
+        assert sample(both(tied), rows(1, temperature=0.0), torch.tensor([noise])).tolist() == [1]
 
 
 def test_top_k_zero_keeps_all_and_one_is_greedy() -> None:
@@ -132,21 +133,18 @@ def test_a_rows_settings_are_its_own() -> None:
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn((6, 2, 300), generator=generator) * 3
     noise = torch.rand(6, generator=generator)
-    mixed = SamplingRows(
-        cfg_scale=torch.tensor([1.0, 2.0, 6.0, 2.0, 0.0, 3.0]),
-        temperature=torch.tensor([0.8, 0.0, 1.5, 0.1, 2.0, 1.0]),
-        top_k=torch.tensor([50, 3, 0, 1, 7, 299]),
-        filter_k=20,
-        top_k_max=0,
+    own = (
+        torch.tensor([1.0, 2.0, 6.0, 2.0, 0.0, 3.0]),
+        torch.tensor([0.8, 0.0, 1.5, 0.1, 2.0, 1.0]),
+        torch.tensor([50, 3, 0, 1, 7, 299]),
     )
+    mixed = SamplingRows(*own, 20)
     together = sample(logits, mixed, noise)
     weights = distribution(logits, mixed)
     for row in range(6):
-        top_k = int(mixed.top_k[row])
-        alone = SamplingRows(
-            mixed.cfg_scale[row : row + 1], mixed.temperature[row : row + 1], mixed.top_k[row : row + 1], 20, top_k
-        )
         here = slice(row, row + 1)
+        scale, temperature, top_k = (values[here] for values in own)
+        alone = SamplingRows(scale, temperature, top_k, 20)
         assert torch.equal(distribution(logits[here], alone), weights[here])
         assert sample(logits[here], alone, noise[here]).tolist() == [int(together[row])]
 

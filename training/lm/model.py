@@ -47,7 +47,8 @@ class Heads(nn.Module):
         """[B, T, query heads * head]; `rope` [T, 1, 2, head]."""
         q, k = self.q_norm(q.float()), self.k_norm(k.float())
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+            cos, sin = rope.unbind(-2)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         attended = F.scaled_dot_product_attention(
             q.to(v.dtype).transpose(1, 2),
             k.to(v.dtype).transpose(1, 2),

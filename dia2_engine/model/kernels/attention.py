@@ -30,7 +30,7 @@ def _scales(scale_ptr, HEAD: tl.constexpr):
 def _angles(rope_ptr, HEAD: tl.constexpr):
     """cos and sin [1, HEAD / 2] of the position at which `rope_ptr` is."""
     d = tl.arange(0, HEAD // 2)[None, :]
-    return tl.load(rope_ptr + d), tl.load(rope_ptr + HEAD + d)
+    return tl.load(rope_ptr + d), tl.load(rope_ptr + HEAD + HEAD // 2 + d)  # in the first half it is -sin
 
 
 @triton.jit
