@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.conftest import ROOT, SETTLE_S, Server, launched
+from tests.server.conftest import ROOT, SETTLE_S, VOICES, Server, launched
 
 SEED = 7
 LINE = "[S1] Hello there, how can I help you today?"
@@ -141,7 +141,8 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("triton")
     script = ROOT / "scripts" / "make_random_checkpoint.py"
     subprocess.run([sys.executable, script, folder / "random"], check=True, stdout=subprocess.DEVNULL)
-    with launched(folder, "--models", "dia2_session", "--checkpoint", str(folder / "random")) as server:
+    options = ("--models", "dia2_session", "--checkpoint", str(folder / "random"))
+    with launched(folder, *options, voices=VOICES) as server:
         yield server
 
 

@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "checkpoints" / "demo"  # what the launch script serves by default
+VOICES = ROOT / "voices"
 LAUNCH = ROOT / "scripts" / "launch_triton.sh"
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 INSTALL_S = 900  # the first start on a machine downloads torch and Triton
@@ -55,10 +56,17 @@ class Server:
 
 
 @contextmanager
-def launched(folder: Path, *options: str) -> Iterator[Server]:
-    """A server of its own, with a log in `folder`; ended, and checked to have left nothing, on the way out."""
+def launched(folder: Path, *options: str, voices: Path | None = None) -> Iterator[Server]:
+    """A server of its own, with a log in `folder`; ended, and checked to have left nothing, on the way out.
+
+    It starts sooner with one voice: unless told otherwise, only the first of the examples.
+    """
     ready = folder / "ready.json"
-    command: list[str | Path] = [LAUNCH, *FREE_PORTS, "--device", "cpu", *options]
+    if voices is None:
+        voices = folder / "voices"
+        voices.mkdir()
+        (voices / "anna").symlink_to(VOICES / "anna")
+    command: list[str | Path] = [LAUNCH, *FREE_PORTS, "--device", "cpu", "--voices", voices, *options]
     command += shlex.split(os.environ.get("LAUNCH_OPTIONS", ""))  # --reuse, on a machine with packages of its own
     command += ["--ready-file", ready, "--log", folder / "triton.log"]
     with (folder / "launch.log").open("wb") as log:
@@ -95,7 +103,7 @@ def leftovers(launcher_pid: int, server_pid: int) -> list[str]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with the demo checkpoint and the example voices, shared by most tests."""
-    with launched(tmp_path_factory.mktemp("server"), "--set", "max_text_chars=2000") as server:
+    with launched(tmp_path_factory.mktemp("server"), "--set", "max_text_chars=2000", voices=VOICES) as server:
         yield server
 
 
