@@ -15,7 +15,10 @@ class PassQueue:
     """Runs one thing after another, each if all before it went well: in a thread, or at once in the caller's."""
 
     def __init__(self, *, thread: bool) -> None:
-        self._thread = ThreadPoolExecutor(1, "dia2-passes") if thread else None
+        # How many helpers an operation has is each thread's own setting.
+        self._thread: ThreadPoolExecutor | None = None
+        if thread:
+            self._thread = ThreadPoolExecutor(1, "dia2-passes", initializer=torch.set_num_threads, initargs=(1,))
         self._last: Future[Any] | None = None
 
     def put(self, run: Callable[[], _T]) -> Future[_T]:

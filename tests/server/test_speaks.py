@@ -28,7 +28,7 @@ def recogniser() -> Recogniser:
         pytest.importorskip(package, reason=f"{package} is not installed; requirements-dev.lock has it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # others' packages, as they are imported
-        return Recogniser(ROOT / ".cache" / "whisper-base", threads=2)
+        return Recogniser(ROOT / ".cache" / "whisper-base", threads=1)  # more would be torch's in this process too
 
 
 def test_each_voice_is_understood(server: Server, recogniser: Recogniser) -> None:
