@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_container(args, environ)
         python, tritonserver = install(args)
         if "DIA2_CHECKPOINT" not in environ:
-            # Handing tensors as small as the demo's to a second thread takes longer than computing them.
+            # Handing tensors as small as the demo's to a second thread takes longer than computing them. And where a
+            # pass has one thread, the engine decodes beside it.
             environ = {"OMP_NUM_THREADS": "1", **environ, "DIA2_CHECKPOINT": str(ROOT / "checkpoints" / "demo")}
             say("no --checkpoint: serving the demo, a small model for trying this out; the real one is")
             say("  --checkpoint nari-labs/Dia2-2B")

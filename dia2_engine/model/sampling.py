@@ -16,7 +16,7 @@ _NO_BOUND = 1 << 30  # ids, more than any vocabulary has
 
 
 class SamplingRows:
-    """Settings of B rows, on the device, worked out once for all that a step samples with them."""
+    """Settings of B rows, on the device, worked out once for all that a pass samples with them."""
 
     def __init__(self, cfg_scale: Tensor, temperature: Tensor, top_k: Tensor, filter_k: int) -> None:
         """cfg_scale [B]; temperature [B], 0 is greedy; top_k [B] integers, 0 is off; filter_k 0 is off."""

@@ -15,9 +15,8 @@ class PassQueue:
     """Runs one thing after another, each if all before it went well: in a thread, or at once in the caller's."""
 
     def __init__(self, *, thread: bool) -> None:
-        # How many helpers an operation has is each thread's own setting.
         self._thread: ThreadPoolExecutor | None = None
-        if thread:
+        if thread:  # how many helpers an operation has is each thread's own setting
             self._thread = ThreadPoolExecutor(1, "dia2-passes", initializer=torch.set_num_threads, initargs=(1,))
         self._last: Future[Any] | None = None
 
@@ -39,7 +38,10 @@ class PassQueue:
         return future
 
     def wait(self) -> None:
-        """Until all has run. What failed is not raised here, nor does it keep what comes now from running."""
+        """Until all has run, and the caller may touch what it uses.
+
+        What failed is not raised here, nor does it keep what comes now from running.
+        """
         if self._last is not None:
             wait((self._last,))
             self._last = None

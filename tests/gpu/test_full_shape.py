@@ -14,7 +14,7 @@ import torch
 
 from dia2_engine import EngineConfig, Request, Worker
 from tests.server.calls import speak
-from tests.server.conftest import ROOT, Server, launched
+from tests.server.conftest import ROOT, VOICES, Server, launched
 from tests.support import Collector, audio_of
 
 pytestmark = [
@@ -53,7 +53,7 @@ def test_streams_through_triton_are_the_engines_own(server: Server, checkpoint: 
     for call in together:
         assert call.wait().message == ""
         assert call.audio.size == int(SECONDS * 24_000) // 1920 * 1920
-    worker = Worker(EngineConfig(str(checkpoint), voices=str(ROOT / "voices"), device="cuda", run_ahead_s=0.0))
+    worker = Worker(EngineConfig(str(checkpoint), voices=str(VOICES), device="cuda", run_ahead_s=0.0))
     try:
         sink = Collector()
         worker.submit(Request(LINE, seed=5, voice="none", max_seconds=SECONDS), sink)

@@ -10,7 +10,7 @@ from dia2_engine.voice.voice import list_voices
 from training.recogniser import Recogniser, normalise, word_errors
 
 from .calls import speak
-from .conftest import ROOT, Server
+from .conftest import ROOT, VOICES, Server
 
 TEXTS = (
     "Your table by the window is ready now, and the soup is still warm.",
@@ -33,7 +33,7 @@ def recogniser() -> Recogniser:
 
 def test_each_voice_is_understood(server: Server, recogniser: Recogniser) -> None:
     errors, words, heard = 0, 0, []
-    for voice in list_voices(ROOT / "voices"):
+    for voice in list_voices(VOICES):
         for text in TEXTS:
             call = speak(server.grpc_url, text, SEED=1, VOICE=voice).wait()
             assert call.error is None, call.message

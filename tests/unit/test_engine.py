@@ -13,6 +13,7 @@ from dia2_engine import (
     AudioChunk,
     Cancelled,
     Engine,
+    Event,
     Failed,
     Finished,
     IdOutOfRange,
@@ -60,14 +61,19 @@ def run_together(engine: Engine, requests: list[Request], arrivals: list[int]) -
     raise AssertionError("the streams do not end")
 
 
+def assert_same(record: Recorder, stream: Stream, single: Stream, events: list[Event]) -> None:
+    """What a stream among others has given is what `single` gave, token by token and sample by sample."""
+    np.testing.assert_array_equal(tokens_of(stream), tokens_of(single))
+    assert record.events[stream][-1] == events[-1]
+    assert words_of(record.events[stream]) == words_of(events)
+    np.testing.assert_array_equal(record.audio(stream), audio_of(events))
+
+
 def test_batched_equals_alone(engine: Engine) -> None:
     alone = [speak(engine, request) for request in REQUESTS]
     record, streams = run_together(engine, REQUESTS, arrivals=[0, 3, 3, 10, 17, 1, 25, 40])
     for stream, (single, events) in zip(streams, alone, strict=True):
-        np.testing.assert_array_equal(tokens_of(stream), tokens_of(single))
-        assert record.events[stream][-1] == events[-1]
-        assert words_of(record.events[stream]) == words_of(events)
-        np.testing.assert_array_equal(record.audio(stream), audio_of(events))
+        assert_same(record, stream, single, events)
 
 
 @pytest.mark.parametrize("engine", ["small", "textdep"], indirect=True)
@@ -90,11 +96,7 @@ def test_decoding_beside_the_next_step_changes_nothing(
             break
     assert isinstance(record.events[streams.pop(4)][-1], Failed)
     for stream, alone in zip(streams, REQUESTS[:4] + REQUESTS[5:], strict=True):
-        single, events = speak(engine, alone)
-        np.testing.assert_array_equal(tokens_of(stream), tokens_of(single))
-        assert record.events[stream][-1] == events[-1]
-        assert words_of(record.events[stream]) == words_of(events)
-        np.testing.assert_array_equal(record.audio(stream), audio_of(events))
+        assert_same(record, stream, *speak(engine, alone))
 
 
 @pytest.mark.parametrize("engine", ["small"], indirect=True)
