@@ -213,7 +213,6 @@ class Engine:
         columns, heard = replay.columns[:_COLUMNS_AT_ONCE], replay.heard[:, :_FRAMES_AT_ONCE]
         self.runner.extend(stream.slot, columns, replay.start)
         if heard.size:
-            self._decode([stream])  # first what came before
             self.runner.decode([stream.slot], heard[None])
         left = replay.columns[len(columns) :], replay.heard[:, heard.shape[1] :]
         if any(part.size for part in left):
@@ -347,24 +346,13 @@ class Engine:
         ready = self._without_illegal(ready, emit)
         if frames_ready := sum(map(len, ready.values())):
             self.telemetry.count("frames", frames_ready)
-        for stream, frames in ready.items():
-            stream.frames += frames
-            stream.unsent_frames += len(frames)
-        # A GPU decodes a frame of many streams in the time of one; the CPU does better with all of a chunk at once.
-        enough = 1 if self.runner.on_gpu else _FRAMES_AT_ONCE
-        self._decode([stream for stream in ready if len(stream.frames) >= enough])
-        for stream in ready:
-            self._send(stream, emit)
-
-    def _decode(self, streams: Sequence[Stream]) -> None:
-        """What these streams have made and not decoded."""
-        while batch := [stream for stream in streams if stream.frames]:
-            count = min(len(stream.frames) for stream in batch)
-            ids = np.stack([np.stack(stream.frames[:count], axis=1) for stream in batch])
+        while batch := [stream for stream, frames in ready.items() if frames]:
+            ids = np.stack([ready[stream].pop(0) for stream in batch])[:, :, None]
             audio = self.runner.decode([stream.slot for stream in batch], ids)
             for stream, samples in zip(batch, audio, strict=True):
-                del stream.frames[:count]
                 stream.audio.append(samples)
+        for stream in ready:
+            self._send(stream, emit)
 
     def _without_illegal(self, frames: dict[Stream, list[Ids]], emit: Emit) -> dict[Stream, list[Ids]]:
         """Fails the streams of which a frame must not reach the codec, and leaves the others."""
@@ -377,14 +365,14 @@ class Engine:
             return {s: each for s, each in frames.items() if all(self._guarded(s, emit, check, f) for f in each)}
 
     def _send(self, stream: Stream, emit: Emit) -> None:
-        end, frames = stream.boundary.end, stream.unsent_frames
+        end = stream.boundary.end
+        frames = len(stream.audio)
         # The first chunks are one frame; later ones grow with what the listener has in hand.
         enough = min(self.config.max_chunk_frames, max(1, stream.heard_frames // 2))
         if frames and (end or stream.boundary.waits or frames >= enough):
             if stream.first_audio_s is None:
                 stream.first_audio_s = time.monotonic()
                 self.telemetry.observe("first_audio_s", stream.first_audio_s - stream.submitted_s)
-            self._decode([stream])
             emit(stream, stream.take_chunk(self.frame_s))
         if end:
             emit(stream, Finished(end, stream.sent_frames))

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from .boundary import BoundaryStream
 from .context import Replay
-from .grid import Ids
 from .prefix import Heard, Prefix
 from .runtime.runner import SlotSnapshot
 from .text.parser import ScriptReader
@@ -59,9 +58,7 @@ class Stream:
     dry_s: float = -math.inf  # when a listener will have played all that was sent; -inf: there is nobody listening yet
     heard_frames: int = 0  # sent since then
     replay: Replay | None = None  # what is still to be fed before the next step
-    frames: list[Ids] = field(default_factory=list)  # made, but not decoded yet; ids [C] each
-    audio: list[NDArray[np.float32]] = field(default_factory=list)  # decoded, but not sent yet
-    unsent_frames: int = 0  # of both
+    audio: list[NDArray[np.float32]] = field(default_factory=list)  # decoded frames not yet sent
     sent_frames: int = 0
     reader: ScriptReader | None = None  # of a session, whose text comes while it is spoken
     inbox: deque[Text] = field(default_factory=deque)  # text that the engine has not taken yet
@@ -95,11 +92,10 @@ class Stream:
 
     def take_chunk(self, frame_s: float) -> AudioChunk:
         """What has been decoded and not sent, with the words that start in it."""
-        first, count = self.sent_frames, self.unsent_frames
-        self.unsent_frames = 0
-        self.sent_frames += count
-        self.heard_frames += count
-        self.dry_s = max(self.dry_s, time.monotonic()) + count * frame_s
+        first = self.sent_frames
+        self.sent_frames += len(self.audio)
+        self.heard_frames += len(self.audio)
+        self.dry_s = max(self.dry_s, time.monotonic()) + len(self.audio) * frame_s
         offset = self.boundary.first_frame or 0
         words = []
         ahead = self.boundary.words

@@ -248,7 +248,7 @@ class Worker:
         over = [stream for stream in live if stream.boundary.end is not None and stream not in unfinished]
         going = [stream for stream in live if stream.boundary.end is None and not stream.boundary.waits]
         leads_s = {stream: stream.dry_s - now_s for stream in going}
-        made_s = {s: lead_s + s.unsent_frames * self.engine.frame_s for s, lead_s in leads_s.items()}  # sent or not
+        made_s = {s: lead_s + len(s.audio) * self.engine.frame_s for s, lead_s in leads_s.items()}  # sent or not
         due = [stream for stream in leads_s if made_s[stream] <= bound_s]
         new = [stream for stream in due if stream.dry_s == -math.inf]
         if new or entering is not None:
