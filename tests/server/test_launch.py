@@ -141,17 +141,10 @@ def test_control_c_during_start_up_leaves_nothing(server: Server, tmp_path: Path
 
 
 def test_a_killed_launcher_takes_the_server_along(server: Server, tmp_path: Path) -> None:
-    ready = tmp_path / "ready.json"
-    launcher = subprocess.Popen(
-        [LAUNCH, *FREE_PORTS, "--device", "cpu", "--log", tmp_path / "log", "--ready-file", ready],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    eventually(ready.exists)
-    (child,) = children(launcher.pid)
-    launcher.kill()
-    launcher.wait()
-    eventually(lambda: leftovers(launcher.pid, child) == [])
+    with launched(tmp_path) as orphan:
+        orphan.launcher.kill()
+        orphan.launcher.wait()
+        eventually(lambda: leftovers(orphan.launcher.pid, orphan.pid) == [])
 
 
 def test_a_dead_engine_ends_the_server(server: Server, tmp_path: Path) -> None:

@@ -335,12 +335,3 @@ def test_an_id_may_be_used_again_while_its_last_session_is_still_heard(sessions:
     for session in (first, again):
         session.cancel()
     sessions.settle(live_streams=0, queued_streams=0)
-
-
-def test_both_models_on_one_server(server: Server, one_shot: NDArray[np.float32], tmp_path: Path) -> None:
-    with launched(tmp_path, "--models", "dia2_stream", MODEL) as both:
-        session = Session(both.grpc_url, LINE, end=True)
-        call = speak(both.grpc_url, LINE, SEED=SEED).wait()
-        assert session.wait() == ""
-        np.testing.assert_array_equal(session.audio, one_shot)
-        np.testing.assert_array_equal(call.audio, one_shot)
