@@ -5,6 +5,7 @@
     benchmarks/boundary.py generate build/lab --checkpoint DIR --device cuda --slots 64    # on a machine with a GPU
     benchmarks/boundary.py score build/lab --checkpoint DIR --workers 2    # elsewhere, with the recogniser
     benchmarks/boundary.py plant build/planted --data build/training       # what the detectors see of planted faults
+    benchmarks/boundary.py cut build/cut                                   # voices for --voices, cut off in a sound
 
 Needs what the engine needs, and for listening training/requirements.txt. Stopped, it goes on where it was. The folder's
 outputs.jsonl (some 2 kB an output) is all that `score` needs besides the checkpoint's codec.
@@ -41,6 +42,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import ROOT, machine
+from benchmarks.laboratory.cut import cut_voices
 from benchmarks.laboratory.outputs import Run
 from benchmarks.laboratory.protocols import PROTOCOLS
 from dia2_engine.config import EngineConfig
@@ -162,6 +164,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, (shared, what) in parents.items():
         stage = stages.add_parser(name, parents=shared, help=what, description=what)
         stage.add_argument("run", type=Path, metavar="RUN", help="folder of the run, made if need be")
+    what = "copy voices, each clip cut off where its last word is loudest"
+    cut = stages.add_parser("cut", help=what, description=what)
+    cut.add_argument("out", type=Path, metavar="OUT", help="folder of voices")
+    cut.add_argument("--voices", type=Path, default=ROOT / "voices", metavar="DIR", help="default: the examples")
     stages.choices["plant"].add_argument("--data", type=Path, required=True, help="holds the voice.onnx of training/")
     stages.choices["plant"].set_defaults(checkpoint="", mimi="")
     args = parser.parse_args(argv)
@@ -173,6 +179,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
+        if args.stage == "cut":
+            print(*cut_voices(args.voices, args.out), sep="\n")
+            return 0
         run = Run(args.run)
         if args.stage in ("all", "generate"):
             generate(args, run)

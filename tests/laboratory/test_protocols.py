@@ -22,6 +22,7 @@ from dia2_engine import ConfigError, Engine, Request
 from dia2_engine.boundary import BoundaryStream
 from dia2_engine.grid import UNFILLED
 from dia2_engine.stream import Stream
+from dia2_engine.voice.voice import load_voice_folder
 from tests.support import VECTORS, audio_of, make_engine, tokens_of, write_voices
 from tests.support import speak as speak_alone
 from training.recogniser import normalise
@@ -33,6 +34,7 @@ CASES = [
     Case(2, "The train leaves at ten.", "duo", 13),
 ]
 Codes = NDArray[np.int64]
+RATE = 24_000
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,23 @@ def test_voices_of_two_speakers_are_left_out_unless_named(tmp_path: Path, voices
     assert len(choose_voices(voices, ["duo"])["duo"].clips) == 2
     with pytest.raises(ConfigError, match="no voice nobody"):
         choose_voices(voices, ["nobody"])
+
+
+def test_cut_voices_end_in_a_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert boundary.main(["cut", str(tmp_path), "--voices", str(ROOT / "voices")]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        cut, whole = (load_voice_folder(folder, RATE) for folder in (Path(line), ROOT / "voices" / Path(line).name))
+        for after, before in zip(cut.clips, whole.clips, strict=True):
+            assert [word.text for word in after.words] == [word.text for word in before.words]
+            assert after.words[-1].start < len(after.audio) / RATE < before.words[-1].end
+            np.testing.assert_array_equal(after.audio, before.audio[: len(after.audio)])
+            assert loudness(after.audio[-RATE // 100 :]) > loudness(before.audio)
+            assert loudness(before.audio[-RATE // 100 :]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (ROOT / "voices").iterdir()}
+
+
+def loudness(audio: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(audio**2)))
 
 
 def test_the_requests_are_fit_for_a_recogniser() -> None:
