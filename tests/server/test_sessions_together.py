@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from dia2_client import AsyncClient, Cancelled
+from dia2_client import AsyncClient, Cancelled, Client
 from dia2_client.aio_streams import AsyncSession
 from numpy.typing import NDArray
 
+from .calls import speak
 from .conftest import Server, launched
 
 pytestmark = pytest.mark.server
@@ -84,6 +85,18 @@ def test_eight_sessions_at_once(both: Server) -> None:
     wanted = asyncio.run(alone(both.grpc_url))
     audio = asyncio.run(talk(both.grpc_url))
     for got, want in zip(audio, wanted, strict=True):
-        assert len(got) == len(want)
-        np.testing.assert_allclose(got, want, atol=1e-3)
+        np.testing.assert_array_equal(got, want)
     both.settle(live_streams=0, queued_streams=0)
+
+
+def test_both_models_on_one_server(both: Server) -> None:
+    """At the same time, and each as the other and as alone."""
+    one_shot = speak(both.grpc_url, TEXTS[0], SEED=0).wait()
+    assert one_shot.error is None
+    call = speak(both.grpc_url, TEXTS[0], SEED=0)
+    with Client(both.grpc_url) as client, client.session(seed=0) as session:
+        session.send(TEXTS[0])
+        session.close()
+        heard = np.concatenate([chunk.audio for chunk in session])
+    np.testing.assert_array_equal(heard, one_shot.audio)
+    np.testing.assert_array_equal(call.wait().audio, one_shot.audio)
