@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from dia2_engine.audio.io import load_clip
 from dia2_engine.voice.voice import list_voices, load_voice_folder
 
-_WINDOW_S = 0.01
+_RATE = 24_000  # of what is written, whatever the clips have
+_WINDOW = 240  # samples, 10 ms
 
 
 def cut_voices(voices: Path, out: Path) -> list[Path]:
@@ -23,17 +23,14 @@ def cut_voices(voices: Path, out: Path) -> list[Path]:
 
 
 def _cut(folder: Path, out: Path) -> Path:
-    manifest = folder / "voice.json"
-    load_voice_folder(folder, 24_000)  # complains of what is wrong with it
-    voice = json.loads(manifest.read_text("utf-8"))
+    source, voice = load_voice_folder(folder, _RATE), json.loads((folder / "voice.json").read_text("utf-8"))
     out.mkdir(parents=True, exist_ok=True)
-    for speaker in voice["speakers"]:
-        rate = soundfile.info(folder / speaker["clip"]).samplerate
-        audio, last, window = load_clip(folder / speaker["clip"], rate), speaker["words"][-1], round(_WINDOW_S * rate)
-        start = round(last["start"] * rate)
-        power = np.convolve(audio[start : round(last["end"] * rate)] ** 2, np.ones(window), "valid")
-        end = start + int(power.argmax()) + window
-        soundfile.write(out / speaker["clip"], audio[:end], rate, subtype="PCM_16")
-        last["end"] = end / rate
-    (out / manifest.name).write_text(json.dumps(voice, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    for speaker, clip in zip(voice["speakers"], source.clips, strict=False):  # one clip may serve as both speakers
+        last = clip.words[-1]
+        start, end = round(last.start * _RATE), round(last.end * _RATE)
+        power = np.convolve(clip.audio[start:end] ** 2, np.ones(_WINDOW), "valid")
+        end = start + int(power.argmax()) + _WINDOW
+        soundfile.write(out / speaker["clip"], clip.audio[:end], _RATE, subtype="PCM_16")
+        speaker["words"][-1]["end"] = end / _RATE
+    (out / "voice.json").write_text(json.dumps(voice, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return out
